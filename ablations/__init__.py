@@ -1,0 +1,1 @@
+"""Ablation studies of convolutional and recurrent networks: design, training, records and reports."""

@@ -1,0 +1,196 @@
+"""The vocabulary of a study: factors, levels, hypotheses, responses, and the conditions a design makes of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+
+
+class DesignError(ValueError):
+    """A study, factor, level or preset that does not exist, with the ones that do."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What we try and why, written before the run; `expects` and `margin` speak of the study's primary response.
+
+    The report reads: "Let's try {trying}, because we might assume that {because}."
+    """
+
+    trying: str
+    because: str
+    expects: Literal["better", "worse", "equal"]
+    margin: float  # the smallest difference that would matter, in the primary response's unit
+
+
+@dataclass(frozen=True)
+class Level:
+    """One value of a factor: what it sets in the configuration. The baseline level carries no hypothesis."""
+
+    name: str
+    settings: Mapping[str, Any]
+    hypothesis: Hypothesis | None = None
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A design choice that a study varies; the first level is the baseline."""
+
+    name: str
+    label: str
+    levels: tuple[Level, ...]
+
+    @property
+    def baseline(self) -> Level:
+        return self.levels[0]
+
+    def level(self, name: str) -> Level:
+        return _find(name, {level.name: level for level in self.levels}, f"level of {self.name}")
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is measured of a run: `kind` says which of the report's three sentences it belongs to."""
+
+    name: str
+    label: str
+    kind: Literal["accuracy", "convergence", "complexity"]
+    better: Literal["higher", "lower"]
+    unit: str = ""  # "%" shows a fraction as per cent; any other text is appended to the number
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of a study is done: its settings, the number of seeds, and the levels left out for time."""
+
+    settings: Mapping[str, Any]
+    seeds: int
+    levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # factor -> level names; absent means all
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One level of every factor, as pairs (factor, level) in the study's order."""
+
+    levels: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return " ".join(f"{factor}={level}" for factor, level in self.levels)
+
+
+class Task(Protocol):
+    """One run's data, model and measures: all that training asks of a study.
+
+    Made from the resolved settings and the seed. The same seed gives the same draw and split of the data whatever
+    the other settings, so that runs can be paired.
+    """
+
+    data_version: ClassVar[str]
+    train_inputs: torch.Tensor  # (N, ...)
+    train_targets: torch.Tensor  # (N, ...)
+
+    def __init__(self, settings: Mapping[str, Any], seed: int) -> None: ...
+
+    def model(self) -> torch.nn.Module:
+        """A fresh model; its weights come from torch's global generator, which the caller has seeded."""
+
+    def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A batch of training inputs (B, ...) as the model shall see it."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean training loss of one model's batch, a scalar; runs under `torch.vmap`."""
+
+    def validate(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Measures on the validation part for the learning curve; `validation_loss` must be among them."""
+
+    def evaluate(
+        self, predict: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The study's own responses on the test part, and the arrays that its figures need."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the factors that might answer it and the responses that will; `task` names how it is trained."""
+
+    name: str
+    title: str
+    question: str
+    version: str  # raise it when code that changes a result changes
+    factors: tuple[Factor, ...]
+    responses: tuple[Response, ...]  # the first is the primary response
+    presets: Mapping[str, Preset]
+    task: type[Task]
+    figures: tuple[str, ...] = ()  # names of study-specific figures in ablations.report.figures
+
+    def factor(self, name: str) -> Factor:
+        return _find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
+
+    def preset(self, name: str) -> Preset:
+        return _find(name, dict(self.presets), f"preset of study {self.name}")
+
+    @property
+    def baseline(self) -> Condition:
+        return Condition(tuple((factor.name, factor.baseline.name) for factor in self.factors))
+
+    def settings(self, preset: str, condition: Condition) -> dict[str, Any]:
+        """The preset's settings overlaid by those of the condition's levels."""
+        settings = dict(self.preset(preset).settings)
+        for factor, level in condition.levels:
+            settings.update(self.factor(factor).level(level).settings)
+        return settings
+
+    def declaration(self) -> dict[str, Any]:
+        """The study as plain data, for records: what a report needs to know without importing the study."""
+        plain = {name: getattr(self, name) for name in ("name", "title", "question", "version", "figures")}
+        return plain | {
+            "factors": [asdict(factor) for factor in self.factors],
+            "responses": [asdict(response) for response in self.responses],
+        }
+
+
+def one_factor_at_a_time(study: Study, chosen: Mapping[str, Sequence[str]]) -> list[Condition]:
+    """The baseline, then each other chosen level with all other factors at their baseline."""
+    conditions = [study.baseline]
+    for factor in study.factors:
+        for name in chosen.get(factor.name, ()):
+            levels = dict(study.baseline.levels) | {factor.name: factor.level(name).name}
+            condition = Condition(tuple(levels.items()))
+            if condition not in conditions:
+                conditions.append(condition)
+    return conditions
+
+
+def choose_levels(study: Study, preset: str, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Levels per factor from words like `cell=lstm,gru`; without words, all that the preset allows.
+
+    Factors that no word names stay at their baseline.
+    """
+    if not words:
+        allowed = study.preset(preset).levels
+        return {f.name: tuple(allowed.get(f.name, tuple(level.name for level in f.levels))) for f in study.factors}
+    chosen: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        name, equals, levels = word.partition("=")
+        factor = study.factor(name)
+        if not equals or not levels:
+            allowed_names = ",".join(level.name for level in factor.levels)
+            raise DesignError(f"{word!r} names no level; write {name}={allowed_names} or some of these levels")
+        chosen[name] = tuple(factor.level(level).name for level in levels.split(","))
+    return chosen
+
+
+def _find(name: str, known: Mapping[str, T], what: str) -> T:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DesignError(f"{name!r} is not a {what}.{hint} Allowed: {', '.join(known)}")
