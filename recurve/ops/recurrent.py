@@ -1,0 +1,268 @@
+"""LSTM, GRU and RNN over a whole sequence: the fused ops, their rules for vmap and tracing, and their references.
+
+Shapes throughout: T steps, B sequences, I inputs, H hidden units, E models of an ensemble. Any tensor may carry a
+leading E; with E on the weights only, all models read the same input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from recurve._backend import choose
+
+Activation = Literal["tanh", "relu", "sigmoid"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, with forget gates: Gers et al. 2000), one layer.
+
+    Args:
+        x: input (T, B, I) or (E, T, B, I).
+        h0, c0: initial hidden and cell state (B, H) or (E, B, H).
+        w_ih, w_hh: weights (4H, I) and (4H, H) or with leading E; gates in the order i, f, g, o, as in torch.
+        b_ih, b_hh: biases (4H,) or (E, 4H), both or neither.
+        lengths: number of steps of each sequence (B,), integer; later outputs are zero.
+        resets: (T, B), bool; where true the state is zeroed before that step.
+        reverse: go from the last step to the first.
+
+    Returns:
+        y (T, B, H), h_n (B, H), c_n (B, H), each with a leading E if there is one.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit together, or a forced backend that cannot serve.
+    """
+    path = choose("lstm", x)
+    if path == "fused":
+        return torch.ops.recurve.lstm(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
+    if path == "native" and lengths is None and resets is None:
+        return _native(torch._VF.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), reverse)
+    return lstm_reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, resets=resets, reverse=reverse)
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gated recurrent unit (Cho et al. 2014), one layer, with the reset gate applied after the product as in torch.
+
+    Weights are (3H, I) and (3H, H), gates in the order r, z, n; all else as in `lstm`, without a cell state.
+
+    Returns:
+        y (T, B, H) and h_n (B, H), each with a leading E if there is one.
+    """
+    path = choose("gru", x)
+    if path == "fused":
+        return torch.ops.recurve.gru(x, h0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
+    if path == "native" and lengths is None and resets is None:
+        return _native(torch._VF.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
+    return gru_reference(x, h0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, resets=resets, reverse=reverse)
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    activation: Activation = "tanh",
+    leak: float = 1.0,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Elman network (1990), one layer: h_t = (1 - leak) h_{t-1} + leak * activation(W x_t + U h_{t-1} + b).
+
+    Weights are (H, I) and (H, H); leak < 1 makes the units leaky integrators (Jaeger et al. 2007); all else as in
+    `lstm`, without a cell state.
+
+    Returns:
+        y (T, B, H) and h_n (B, H), each with a leading E if there is one.
+
+    Raises:
+        ValueError: an activation other than tanh, relu, sigmoid, or a leak outside (0, 1].
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; allowed: {', '.join(ACTIVATIONS)}")
+    if not 0 < leak <= 1:
+        raise ValueError(f"leak must lie in (0, 1], got {leak}; 1 is the plain RNN")
+    path = choose("rnn", x)
+    if path == "fused":
+        return torch.ops.recurve.rnn(x, h0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse, activation, leak)
+    if path == "native" and lengths is None and resets is None and leak == 1 and activation != "sigmoid":
+        native = torch._VF.rnn_tanh if activation == "tanh" else torch._VF.rnn_relu
+        return _native(native, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
+    return rnn_reference(
+        x, h0, w_ih, w_hh, b_ih, b_hh, activation=activation, leak=leak, lengths=lengths, resets=resets, reverse=reverse
+    )
+
+
+def lstm_reference(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm` in plain torch: any dtype, any device, differentiable to any order."""
+
+    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, c = state
+        i, f, g, o = (projected + _linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+    y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse)
+    return y, h_n, c_n
+
+
+def gru_reference(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`gru` in plain torch: any dtype, any device, differentiable to any order."""
+
+    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = state
+        r_x, z_x, n_x = projected.chunk(3, dim=-1)
+        r_h, z_h, n_h = _linear(h, w_hh, b_hh).chunk(3, dim=-1)
+        z = torch.sigmoid(z_x + z_h)
+        n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+        return ((1 - z) * n + z * h,)
+
+    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse)
+    return y, h_n
+
+
+def rnn_reference(
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    activation: Activation = "tanh",
+    leak: float = 1.0,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`rnn` in plain torch: any dtype, any device, differentiable to any order."""
+
+    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = state
+        return ((1 - leak) * h + leak * ACTIVATIONS[activation](projected + _linear(h, w_hh, b_hh)),)
+
+    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse)
+    return y, h_n
+
+
+def _scan(
+    step: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    x: Tensor,
+    w_ih: Tensor,
+    b_ih: Tensor | None,
+    state: tuple[Tensor, ...],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run `step` over time on the projected input; returns all outputs and the last state."""
+    projected = _linear(x, w_ih.unsqueeze(-3), None if b_ih is None else b_ih.unsqueeze(-2))
+    steps = x.shape[-3]
+    outputs: list[Tensor] = []
+    for t in reversed(range(steps)) if reverse else range(steps):
+        if resets is not None:
+            state = tuple(s.masked_fill(resets[t].unsqueeze(-1), 0) for s in state)
+        new = step(projected.select(-3, t), state)
+        if lengths is None:
+            state = new
+            outputs.append(new[0])
+        else:
+            active = (t < lengths).unsqueeze(-1)
+            state = tuple(torch.where(active, n, s) for n, s in zip(new, state, strict=True))
+            outputs.append(torch.where(active, new[0], torch.zeros_like(new[0])))
+    return torch.stack(outputs[::-1] if reverse else outputs, dim=-3), state
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., B, I) times weight (..., O, I) transposed, plus bias (..., O); leading axes broadcast."""
+    product = x @ weight.mT
+    return product if bias is None else product + bias.unsqueeze(-2)
+
+
+def _native(
+    op: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    reverse: bool,
+) -> Any:
+    """One of torch's own ops as one layer in one direction; an ensemble is a loop over its models."""
+    if weights[0].dim() == 3:
+        results = [
+            _native(
+                op,
+                x[e] if x.dim() == 4 else x,
+                tuple(s[e] if s.dim() == 3 else s for s in state),
+                tuple(None if w is None else w[e] for w in weights),  # type: ignore[arg-type]
+                reverse,
+            )
+            for e in range(weights[0].shape[0])
+        ]
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    given = [w for w in weights if w is not None]
+    hidden = tuple(s.unsqueeze(0) for s in state)
+    y, *last = op(
+        x.flip(0) if reverse else x,
+        hidden if len(hidden) > 1 else hidden[0],
+        given,
+        len(given) == 4,  # has biases
+        1,  # layers
+        0.0,  # dropout
+        False,  # training
+        False,  # bidirectional
+        False,  # batch first
+    )
+    return (y.flip(0) if reverse else y, *(s.squeeze(0) for s in last))
