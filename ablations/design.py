@@ -53,7 +53,7 @@ class Factor:
         return self.levels[0]
 
     def level(self, name: str) -> Level:
-        return _find(name, {level.name: level for level in self.levels}, f"level of {self.name}")
+        return find(name, {level.name: level for level in self.levels}, f"level of {self.name}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ class Study:
     figures: tuple[str, ...] = ()  # names of study-specific figures in ablations.report.figures
 
     def factor(self, name: str) -> Factor:
-        return _find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
+        return find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
 
     def preset(self, name: str) -> Preset:
-        return _find(name, dict(self.presets), f"preset of study {self.name}")
+        return find(name, dict(self.presets), f"preset of study {self.name}")
 
     @property
     def baseline(self) -> Condition:
@@ -188,7 +188,8 @@ def choose_levels(study: Study, preset: str, words: Sequence[str]) -> dict[str, 
     return chosen
 
 
-def _find(name: str, known: Mapping[str, T], what: str) -> T:
+def find(name: str, known: Mapping[str, T], what: str) -> T:
+    """The thing of that name; `DesignError` with the nearest and all allowed names if there is none."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)

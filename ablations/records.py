@@ -95,7 +95,7 @@ class Records:
         if curve is not None:
             _write(folder / "curve.csv", lambda file: curve.to_csv(file, index=False))
         if predictions is not None:
-            _write(folder / "predictions.npz", lambda file: np.savez_compressed(file, **predictions))
+            _write(folder / "predictions.npz", lambda file: np.savez_compressed(file, **predictions))  # type: ignore[arg-type]
         _write_json(folder / "result.json", asdict(result))
 
     def save_timing(self, configuration: Configuration, timing: Mapping[str, float]) -> None:
@@ -115,6 +115,12 @@ class Records:
         if declaration is None:
             raise FileNotFoundError(f"no study {study!r} under {self.root}; `ablate run {study}` makes one")
         return declaration
+
+    def configurations(self, study: str, version: str) -> list[Configuration]:
+        """Of every finished run of that version, those that diverged included."""
+        configs = [_read_json(folder / "config.json") for folder in self._folders(study)]
+        found = [Configuration(**config) for config in configs if config and config["study_version"] == version]
+        return [configuration for configuration in found if self.is_finished(configuration)]
 
     def table(self, study: str | None = None) -> pd.DataFrame:
         """The tidy table: a row per finished run; the columns are study, study_version, preset, key, status, seed,

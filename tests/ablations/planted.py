@@ -1,0 +1,106 @@
+"""A tiny study whose runs do what a test needs: learn, diverge, raise, or take their time."""
+
+import sys
+import time
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ablations import studies
+from ablations.design import Factor, Hypothesis, Level, Preset, Response, Study
+
+DEFAULTS = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "clip": 1.0, "width": 4, "jitter": 0.0, "rows": 70}
+
+
+class PlantedTask:
+    """Linear regression in float64, so that the order of sums does not show."""
+
+    data_version: ClassVar[str] = "1"
+
+    def __init__(self, settings, seed):
+        if seed in settings.get("raise_for", ()):
+            raise RuntimeError(f"planted failure of seed {seed}")
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(settings["rows"] + 20, 3, generator=generator, dtype=torch.float64)
+        targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+        if seed in settings.get("spoil_for", ()):
+            targets[0] = float("nan")
+        self.train_inputs, self.train_targets = inputs[:-20], targets[:-20]
+        self._held_out = inputs[-20:], targets[-20:]
+        self._settings, self._seed = settings, seed
+
+    def model(self):
+        width = self._settings["width"]
+        # no bias before a batch norm: its gradient is rounding alone, which Adam would magnify
+        layers = (
+            torch.nn.Linear(3, width, bias=False),
+            torch.nn.BatchNorm1d(width),
+            torch.nn.Tanh(),
+            torch.nn.Linear(width, 1),
+        )
+        return torch.nn.Sequential(*layers).double()
+
+    def augment(self, inputs, generator):
+        return inputs + self._settings["jitter"] * torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
+
+    def loss(self, outputs, targets):
+        return torch.nn.functional.mse_loss(outputs, targets)
+
+    def validate(self, predict):
+        time.sleep(self._settings.get("pause", 0.0))
+        inputs, targets = self._held_out
+        return {"validation_loss": self.loss(predict(inputs), targets).item()}
+
+    def evaluate(self, predict):
+        if self._seed in self._settings.get("fail_evaluation_for", ()):
+            raise RuntimeError(f"planted failure of evaluation {self._seed}")
+        inputs, targets = self._held_out
+        outputs = predict(inputs)
+        return {"error": self.loss(outputs, targets).item()}, {"outputs": np.asarray(outputs)}
+
+
+def hypothesis():
+    return Hypothesis("something else", "it might matter", "better", 0.1)
+
+
+def level(name, **settings):
+    return Level(name, settings, hypothesis())
+
+
+STUDY = Study(
+    name="planted",
+    title="A planted study",
+    question="Do records survive what happens to runs?",
+    version="1",
+    factors=(
+        Factor("width", "width", (Level("four", {"width": 4}), level("eight", width=8))),
+        Factor("jitter", "jitter of the inputs", (Level("off", {"jitter": 0.0}), level("on", jitter=0.1))),
+        Factor(
+            "trouble",
+            "planted trouble",
+            (
+                Level("none", {}),
+                level("spoiled", spoil_for=[1]),
+                level("raises", raise_for=[1]),
+                level("fails_evaluation", fail_evaluation_for=[1]),
+                level("slow", pause=0.2, epochs=100),
+            ),
+        ),
+    ),
+    responses=(Response("error", "error", "accuracy", "lower"),),
+    presets={
+        "quick": Preset(DEFAULTS, seeds=3, levels={"trouble": ("none",)}),
+        "smoke": Preset(DEFAULTS | {"epochs": 1}, seeds=2, levels={"trouble": ("none",)}),
+    },
+    task=PlantedTask,
+)
+
+
+def install():
+    """Make this the only study that is found."""
+    module = ModuleType("ablations.studies.planted")
+    module.STUDY = STUDY
+    sys.modules[module.__name__] = module
+    studies.names = lambda: ["planted"]

@@ -1,0 +1,185 @@
+"""Claims on the command line: it checks words first, resumes, stops cleanly and says what to do next."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import planted
+import pytest
+
+from ablations import studies
+from ablations.cli import main
+from ablations.records import Records
+
+SCRIPT = Path(__file__).with_name("planted_cli.py")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(studies.__file__).parents[2])}
+
+
+CHOICE = ["planted", "width=eight", "--workers", "1", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def planted_study_only():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "names", studies.names)  # undone afterwards
+        planted.install()
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """Runs folder and output of a first `ablate run`."""
+    runs = tmp_path_factory.mktemp("first") / "runs"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["run", *CHOICE, "--runs", str(runs)]) == 0
+    return runs, out.getvalue()
+
+
+@pytest.fixture
+def done(first_run, folder):
+    """The first run's records, copied to `runs`."""
+    return Records(shutil.copytree(first_run[0], folder / "runs"))
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["plantd"], "Did you mean 'planted'? Allowed: planted"),
+        (["planted", "widht=four"], "Did you mean 'width'? Allowed: width, jitter, trouble"),
+        (["planted", "width=five"], "Allowed: four, eight"),
+        (["planted", "width="], "write width=four,eight"),
+        (["planted", "--preset", "quik"], "Did you mean 'quick'? Allowed: quick, smoke"),
+        (["width=four"], "no study named. Allowed: planted"),
+    ],
+)
+def test_a_word_that_names_nothing_stops_before_anything_is_written(command, words, allowed, capsys, tmp_path):
+    assert main([command, *words]) == 2
+    assert allowed in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--workers"])
+def test_numbers_must_be_above_zero(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "planted", option, "0"])
+    assert "whole number above 0" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_what_was_done_and_the_next_command(first_run):
+    runs, out = first_run
+    assert "planted width=eight x2: 2 done in" in out
+    assert "4 runs, 0 done before; now: 4 done, in" in out
+    assert f"Next: ablate report --runs {runs} --preset quick" in out
+
+
+def test_a_finished_run_has_a_timing_and_all_responses(done):
+    table = done.table("planted")
+    assert table[["error", "parameters", "epochs_to_converge", "seconds_per_step"]].notna().all().all()
+
+
+def test_the_same_command_again_does_nothing(done, capsys):
+    before = done.table()
+    assert main(["run", *CHOICE]) == 0
+    assert "now: nothing to do" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(done.table(), before)
+
+
+def test_a_new_condition_is_timed_beside_all_of_its_block(done):
+    before = done.table().set_index("key").seconds_per_step
+    assert main(["run", "planted", "jitter=on", "--workers", "1", "--seeds", "1"]) == 0
+    after = done.table().set_index("key").loc[before.index]
+    again = after.seconds_per_step != before
+    assert again.groupby(after.seed).unique().map(list).to_dict() == {0: [True], 1: [False]}
+
+
+def test_export_prints_the_table_of_the_records(done, capsys):
+    main(["export", "--format", "csv"])
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype={"study_version": str}, keep_default_na=False)
+    pd.testing.assert_frame_equal(table, done.table(), check_dtype=False)
+    main(["export", "--format", "json"])
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+def test_status_counts_runs_by_how_they_ended(done, capsys):
+    main(["status"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "planted" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["planted", "1", "quick", "4", "0", "0"]
+
+
+def test_list_names_studies_factors_and_levels(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("planted", "width", "four, eight", "Do records survive"))
+
+
+def test_plan_writes_nothing_and_says_what_a_run_would_cost(capsys, tmp_path):
+    assert main(["plan", "planted", "--workers", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "9 runs to do in 3 ensembles, about" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fail_fast_stops_at_the_first_failure(capfd):
+    arguments = ["run", "planted", "trouble=raises,slow", "--workers", "2", "--seeds", "2", "--fail-fast"]
+    assert main(arguments) == 1
+    assert "2 failed" in capfd.readouterr().out
+
+
+def test_commands_on_records_need_neither_torch_nor_studies():
+    code = (
+        "import sys; from ablations.cli import main; main(['status']); main(['export']); print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert ran.stdout.split()[-1] == "False"
+
+
+def test_a_report_without_runs_says_how_to_make_some(capsys):
+    assert main(["report"]) == 2
+    assert "ablate run STUDY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["list", "plan", "run", "status", "report", "export"])
+def test_help_shows_an_example_of_every_command(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"  ablate {command}" in capsys.readouterr().out
+
+
+def test_ctrl_c_exits_within_five_seconds_and_keeps_what_is_done(tmp_path):
+    words = ["run", "planted", "trouble=slow", "--seeds", "2", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    records = Records(tmp_path / "runs")
+    stop = time.monotonic() + 60
+    while len(records.table()) < 2 and process.poll() is None and time.monotonic() < stop:
+        time.sleep(0.1)
+    interrupted = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - interrupted < 5
+    assert process.returncode == 130
+    assert "To resume: ablate run planted trouble=slow --seeds 2 --workers 2" in errors
+    assert "Traceback" not in errors
+    assert records.table().status.tolist() == ["done", "done"]

@@ -1,0 +1,160 @@
+"""Claims on training: runs trained together are the runs trained alone, and trouble stays with the run that has it."""
+
+import math
+
+import pandas as pd
+import planted
+import pytest
+import torch
+from planted import PlantedTask
+
+from ablations.plan import plan_study
+from ablations.records import Configuration, Records
+from ablations.training import Ensemble, estimate_cost, measure_seconds_per_step, train
+
+
+def configuration(seed=0, **settings):
+    levels = {"condition": repr(settings)}
+    return Configuration("planted", "1", "1", "quick", planted.DEFAULTS | settings, levels, seed)
+
+
+@pytest.fixture
+def records(tmp_path):
+    records = Records(tmp_path)
+    records.declare(planted.STUDY.declaration())
+    return records
+
+
+def learning_curve(records, run):
+    curves = records.curves("planted")
+    return curves[curves.key == run.key].drop(columns=["seconds", "key"]).reset_index(drop=True)
+
+
+def test_a_run_trained_alone_equals_the_run_trained_in_an_ensemble(tmp_path):
+    alone, together = Records(tmp_path / "alone"), Records(tmp_path / "together")
+    runs = [configuration(seed, jitter=0.1) for seed in range(4)]
+    for run in runs:
+        train([run], PlantedTask, alone)
+    train(runs, PlantedTask, together)
+    # float64: what is left is the order of sums, 1e-16 a step over 12 steps
+    for run in runs:
+        pd.testing.assert_frame_equal(
+            learning_curve(alone, run), learning_curve(together, run), rtol=1e-11, check_exact=False
+        )
+        outputs = [torch.tensor(r.predictions("planted", run.key)["outputs"]) for r in (alone, together)]
+        torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+
+
+def test_an_ensemble_equals_a_plain_training_loop():
+    run = configuration(clip=0.05, batch_size=70)
+    ensemble = Ensemble([run], PlantedTask)
+    task, model = ensemble.tasks[0], ensemble.tasks[0].model()
+    model.load_state_dict({n: t[0].detach().clone() for n, t in (ensemble._parameters | ensemble._buffers).items()})
+    optimizer = torch.optim.Adam(model.parameters(), lr=run.settings["learning_rate"])
+    for _ in range(5):
+        for inputs, targets in ensemble.batches():
+            loss = ensemble.step(inputs, targets)
+            plain_loss = task.loss(model(inputs[0]), targets[0])
+            optimizer.zero_grad()
+            plain_loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), run.settings["clip"])
+            optimizer.step()
+            torch.testing.assert_close(loss[0], plain_loss.detach(), rtol=1e-6, atol=0)
+    inputs = torch.randn(7, 3, dtype=torch.float64)
+    torch.testing.assert_close(ensemble.predictor(0)(inputs), model.eval()(inputs).detach(), rtol=1e-6, atol=0)
+
+
+def test_gradients_are_clipped_for_each_model_by_itself():
+    from ablations.training import _clip
+
+    gradients = [torch.tensor([[3.0, 0.0], [0.3, 0.0]]), torch.tensor([[[4.0]], [[0.4]]])]
+    _clip(gradients, 1.0)
+    norms = torch.stack([g.reshape(2, -1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    torch.testing.assert_close(norms, torch.tensor([1.0, 0.5]))
+
+
+def test_the_same_seed_gives_the_same_order_augmentation_and_weights_in_every_condition():
+    one = Ensemble([configuration(5, jitter=0.1)], PlantedTask)
+    other = Ensemble([configuration(5, jitter=0.1, learning_rate=0.5), configuration(6, jitter=0.1)], PlantedTask)
+    for (inputs, targets), (other_inputs, other_targets) in zip(one.batches(), other.batches(), strict=True):
+        assert torch.equal(inputs[0], other_inputs[0])
+        assert torch.equal(targets[0], other_targets[0])
+        assert not torch.equal(inputs[0], other_inputs[1])
+    rows = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.equal(one.predictor(0)(rows), other.predictor(0)(rows))
+
+
+def test_a_run_that_diverges_is_recorded_and_leaves_the_others_unharmed(records, tmp_path):
+    clean = Records(tmp_path / "clean")
+    settings = {"spoil_for": [1]}
+    runs = [configuration(seed, **settings) for seed in range(3)]
+    assert train(runs, PlantedTask, records) == ["done", "diverged", "done"]
+    train([runs[0]], PlantedTask, clean)
+    table = records.table().set_index("seed")
+    assert "epoch 1, step" in table.message[1]
+    assert math.isnan(table.error[1])
+    pd.testing.assert_frame_equal(learning_curve(clean, runs[0]), learning_curve(records, runs[0]), rtol=1e-11)
+
+
+def test_an_ensemble_that_raises_is_on_record_as_failed_with_its_traceback(records):
+    runs = [configuration(seed, raise_for=[1]) for seed in range(2)]
+    assert train(runs, PlantedTask, records) == ["failed", "failed"]
+    messages = records.table().message
+    assert messages.str.contains("ensemble of 2 runs").all()
+    assert messages.str.contains("RuntimeError: planted failure of seed 1").all()
+    assert not any(map(records.is_finished, runs))
+
+
+def test_an_evaluation_that_raises_costs_its_own_run_only(records):
+    runs = [configuration(seed, fail_evaluation_for=[1]) for seed in range(3)]
+    assert train(runs, PlantedTask, records) == ["done", "failed", "done"]
+
+
+def test_epochs_to_converge_is_the_first_within_five_percent_of_the_lowest():
+    from ablations.training import _epochs_to_converge
+
+    rows = [{"epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate([2.0, 1.04, 1.0, 1.2], start=1)]
+    assert _epochs_to_converge(rows) == 2
+
+
+def test_a_record_says_where_it_was_made(records):
+    run = configuration()
+    train([run], PlantedTask, records)
+    environment = records.environment("planted", run.key)
+    assert environment["torch"] == torch.__version__
+    assert {"recurve", "python", "platform", "cpu", "threads", "commit", "date"} <= environment.keys()
+
+
+def test_runs_of_unlike_data_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        Ensemble([configuration(0), configuration(1, rows=50)], _Rowwise)
+
+
+class _Rowwise(PlantedTask):
+    def __init__(self, settings, seed):
+        super().__init__(settings | {"rows": 50 + seed}, seed)
+
+
+def test_cost_counts_the_parameters_of_one_model():
+    cost = estimate_cost([configuration(seed) for seed in range(3)], PlantedTask)
+    assert cost.parameters == 3 * 4 + 4 + 4 + 4 + 1
+    assert cost.seconds_per_run > 0
+
+
+def test_timings_are_taken_by_whole_blocks(records, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        records,
+        "save_timing",
+        lambda run, timing, save=records.save_timing: (saved.append(run.seed), save(run, timing)),
+    )
+    plan = plan_study(planted.STUDY, "smoke", ["width=eight"], 3, records, workers=1)
+    runs = [run for of_condition in plan.runs.values() for run in of_condition]
+    measure_seconds_per_step(runs, PlantedTask, records)
+    assert sorted(saved) == [0, 0, 1, 1, 2, 2]
+    saved.clear()
+    measure_seconds_per_step(runs, PlantedTask, records)
+    assert saved == []
+    (records.folder(runs[1]) / "timing.json").unlink()
+    measure_seconds_per_step(runs, PlantedTask, records)
+    assert saved == [1, 1]
