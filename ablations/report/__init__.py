@@ -1,0 +1,92 @@
+"""The report of a runs folder: page, notebook, figures and table, from the records alone."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ablations.records import Records
+from ablations.report.evidence import Evidence, gather
+from ablations.report.figures import draw
+from ablations.report.html import Section, page
+from ablations.report.narrative import tell
+from ablations.report.notebook import execute, notebook
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`lines`: what was found, for the terminal. `files`: what was written, the page first."""
+
+    lines: list[str]
+    files: list[Path]
+
+
+def build(
+    records: Records,
+    out: Path,
+    preset: str,
+    studies: Sequence[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Summary:
+    """Write index.html, report.ipynb (executed), figures/ and runs.csv to `out`, for the runs of one preset.
+
+    `studies`: which, all on record by default. `progress` is told what is being done. Raises FileNotFoundError for a
+    study without records.
+    """
+    say = progress or (lambda what: None)
+    names = list(records.studies() if studies is None else studies)
+    notes = [] if names else [f"No study has runs under {records.root} yet; `ablate run STUDY` makes some."]
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    sections, files = [], []
+    for name in names:
+        say(f"{name}: reading records")
+        evidence = gather(records, name, preset)
+        say(f"{name}: drawing figures")
+        drawings = []
+        for drawing in draw(evidence):
+            files += drawing.save(figures)
+            drawings.append((drawing, files[-1].read_text()))
+        sections.append(Section(evidence, tell(evidence), drawings))
+    index, book, table = out / "index.html", out / "report.ipynb", out / "runs.csv"
+    _tidy([section.evidence for section in sections]).to_csv(table, index=False)
+    say("writing the page")
+    index.write_text(page(sections, preset, _command(records, out, preset, studies), notes))
+    say("running the notebook")
+    _write_notebook(sections, preset, records, book, notes)
+    lines = [*notes, *(line for section in sections for line in _lines(section))]
+    return Summary(lines, [index, book, table, *files])
+
+
+def _lines(section: Section) -> list[str]:
+    return [
+        f"{section.evidence.study}: {section.evidence.declaration['title']}",
+        *(f"  {sentence}" for sentence in [*section.story.summary[1:], *section.story.notes]),
+    ]
+
+
+def _tidy(evidence: Sequence[Evidence]) -> pd.DataFrame:
+    tables = [e.runs for e in evidence if len(e.runs)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["study", "preset", "seed", "key"])
+
+
+def _command(records: Records, out: Path, preset: str, studies: Sequence[str] | None) -> str:
+    return shlex.join(
+        ["ablate", "report", *(studies or ()), "--preset", preset, "--runs", str(records.root), "--out", str(out)]
+    )
+
+
+def _write_notebook(
+    sections: Sequence[Section], preset: str, records: Records, path: Path, notes: Sequence[str]
+) -> None:
+    import nbformat
+
+    runs = Path(os.path.relpath(records.root.resolve(), path.parent.resolve()))
+    book = notebook(sections, preset, runs, notes)
+    execute(book, path.parent)
+    nbformat.write(book, path)

@@ -1,0 +1,293 @@
+"""The report in words: "Let's try ... because we might assume that ...", what it did, and what we may conclude."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ablations.report.evidence import Evidence
+from ablations.report.numbers import (
+    count,
+    decimals,
+    in_sentence,
+    listing,
+    number,
+    p_value,
+    scale,
+    unit_of_difference,
+    unit_of_value,
+)
+from ablations.statistics import ALPHA, one_factor_runs, paired_difference
+
+VERDICTS = ("supported", "contradicted", "equivalent", "undecided")
+KINDS = {"accuracy": "accuracy", "convergence": "learning convergence", "complexity": "model complexity"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One hypothesis: what was tried and why, the three effects, and the verdict with its reason."""
+
+    level: str
+    trying: str
+    effects: list[str]
+    verdict: str  # "" where the level stated no hypothesis
+    conclusion: str
+    row: pd.Series  # of `statistics.effects`, in the primary response
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One factor: its label, its baseline level, its cards, and the levels that were not run."""
+
+    label: str
+    baseline: str
+    cards: list[Card]
+    absent: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """One study: `summary` in three sentences, `notes` on what is missing, references, then a chapter per factor."""
+
+    summary: list[str]
+    notes: list[str]
+    references: list[str]
+    chapters: list[Chapter]
+
+
+def tell(evidence: Evidence) -> Story:
+    """The story of one study, from its evidence alone."""
+    chapters = [_chapter(factor, evidence) for factor in evidence.declaration["factors"]]
+    return Story(_summary(evidence), evidence.notes, _references(evidence), chapters)
+
+
+def _summary(evidence: Evidence) -> list[str]:
+    question = f"We asked: {in_sentence(evidence.declaration['question'])}"
+    done, rows = evidence.done, _primary_rows(evidence)
+    if done.empty:
+        return [question, "No finished run of this preset is on record, so nothing is known yet."]
+    factors = [f["name"] for f in evidence.declaration["factors"] if f["name"] in done]
+    conditions = count(len(done[factors].drop_duplicates()), "condition")
+    data = f"{count(len(done), 'finished run')} ({conditions}, {count(done['seed'].nunique(), 'seed')})"
+    if rows.empty:
+        return [question, f"The {data} hold no pair of level and baseline, so there is nothing to compare yet."]
+    words = rows.loc[rows["expects"] != "", "verdict"].value_counts()
+    verdicts = [f"{words[word]} {word}" for word in VERDICTS if word in words]
+    known = f"{count(int(words.sum()), 'hypothesis', 'hypotheses')} tested on {data}: {listing(verdicts)}."
+    return [question, known, _largest(rows, evidence)]
+
+
+def _largest(rows: pd.DataFrame, evidence: Evidence) -> str:
+    """The sentence on the largest gain and the largest loss, among detected differences."""
+    response, labels = evidence.primary, {f["name"]: f["label"] for f in evidence.declaration["factors"]}
+    detected = [row for _, row in rows.iterrows() if row["p_holm"] <= ALPHA]
+    if not detected:
+        return f"No level changed {in_sentence(response['label'])} by an amount that we could detect."
+    up = 1 if response["better"] == "higher" else -1
+    parts = []
+    for word, sign in (("gain", up), ("loss", -up)):
+        row = max(detected, key=lambda row, sign=sign: sign * row["mean"])  # type: ignore[misc]
+        if sign * row["mean"] > 0:
+            choice = f"{in_sentence(labels[row['factor']])} {row['level']}"
+            parts.append(f"the largest {word} came with {choice} ({_shift(row, response)})")
+    return f"In {in_sentence(response['label'])}, {listing(parts)}."
+
+
+def _primary_rows(evidence: Evidence) -> pd.DataFrame:
+    rows = evidence.effects
+    return rows[(rows["response"] == evidence.primary["name"]) & (rows["n"] > 0)] if len(rows) else rows
+
+
+def _references(evidence: Evidence) -> list[str]:
+    """Whether the baseline network beats the forecasts made without a network."""
+    response, sentences = evidence.primary, []
+    if not evidence.references or response["name"] not in evidence.done:
+        return []
+    first = {f["name"]: f["levels"][0]["name"] for f in evidence.declaration["factors"]}
+    runs = one_factor_runs(evidence.done, evidence.declaration)
+    runs = runs[runs["level"] == runs["factor"].map(first)].drop_duplicates("key").set_index("seed")
+    for column, name in evidence.references.items():
+        network, reference = runs[response["name"]].astype(float), runs[column].astype(float)
+        difference = paired_difference(network, reference)
+        if difference.n == 0:
+            continue
+        row = pd.Series(vars(difference))
+        beats = (difference.mean < 0) == (response["better"] == "lower")
+        if not difference.p <= ALPHA:
+            verdict = f"The baseline network and {name} cannot be told apart"
+        else:
+            verdict = f"The baseline network {'beats' if beats else 'does not beat'} {name}"
+            verdict += "" if beats else ", which is better"
+        sentences.append(
+            f"{verdict}: its {in_sentence(response['label'])} differs by {_shift(row, response)} "
+            f"({_certainty(row, response)}; {_values(network.mean(), reference.mean(), row, response)})."
+        )
+    return sentences
+
+
+def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
+    cards, absent = [], []
+    for level in factor["levels"][1:]:
+        rows = evidence.effects
+        rows = rows[(rows["factor"] == factor["name"]) & (rows["level"] == level["name"])] if len(rows) else rows
+        if len(rows):
+            cards.append(_card(level, rows, evidence))
+        else:
+            absent.append(level["name"])
+    baseline = factor["levels"][0]["name"]
+    return Chapter(factor["label"], baseline, cards, f"Not run under this preset: {listing(absent)}." if absent else "")
+
+
+def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> Card:
+    hypothesis, responses = level["hypothesis"], evidence.declaration["responses"]
+    trying = f"Let's try {level['name']}."
+    if hypothesis:
+        because = hypothesis["because"].rstrip(".")
+        trying = f"Let's try {hypothesis['trying']}, because we might assume that {because}."
+    by_name = {row["response"]: row for _, row in rows.iterrows()}
+    sentences = []
+    for kind, words in KINDS.items():
+        mine = [response for response in responses if response["kind"] == kind]
+        clauses = [_clause(by_name[r["name"]], r, evidence) for r in mine if r["name"] in by_name]
+        unmeasured = [in_sentence(r["label"]) for r in mine if r["name"] not in by_name or by_name[r["name"]]["n"] == 0]
+        clauses = [clause for clause in clauses if clause]
+        if clauses:
+            sentences.append(f"The effect on {words} was {listing(clauses, '; ')}.")
+        if unmeasured:
+            sentences.append(f"The effect on {listing(unmeasured)} was not measured: no seed has it on both sides.")
+    row = by_name.get(responses[0]["name"], rows.iloc[0])
+    sentences += _losses(row, by_name, responses)
+    conclusion = _conclusion(row, evidence) if hypothesis and row["response"] == responses[0]["name"] else ""
+    return Card(level["name"], trying, sentences, row.get("verdict", "") or "", conclusion, row)
+
+
+def _losses(row: pd.Series, by_name: Mapping[str, pd.Series], responses: list[dict[str, Any]]) -> list[str]:
+    sentences = []
+    if row["unfinished"]:
+        runs = count(row["unfinished"], "run")
+        sentences.append(f"{runs} of this level diverged or failed: counted here, not averaged in.")
+    for response in responses:
+        mine = by_name.get(response["name"])
+        if mine is not None and mine["n"] and (mine["missed"] or mine["baseline_missed"]):
+            ours, theirs = (count(mine[side], "run") for side in ("missed", "baseline_missed"))
+            sentences.append(
+                f"Without a finite value of {in_sentence(response['label'])}: {ours} of this level and {theirs} of the "
+                "baseline; its difference covers the other pairs."
+            )
+    return sentences
+
+
+def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> str:
+    """What comes after "The effect on ... was" for one response; empty if it was not measured."""
+    label = in_sentence(response["label"])
+    if row["n"] == 0:
+        return ""
+    values = _values(row["value"], row["baseline"], row, response)
+    if row["measure"] == "exact":
+        if row["mean"] == 0:
+            return f"no change in {label} ({_value(row['value'], row, response)})"
+        return f"{_shift(row, response)} in {label} ({values})"
+    if not math.isfinite(row["low"]):
+        seeds = "from one seed, too few for an interval" if row["n"] == 1 else f"the same in all {row['n']} seeds"
+        return f"{_shift(row, response)} in {label}, {seeds} ({values})"
+    numbers = f"{_shift(row, response)} ({_certainty(row, response)}; {values})"
+    is_primary = response is evidence.primary
+    detected = (row["p_holm"] if is_primary and row["expects"] else row["p"]) <= ALPHA
+    small = is_primary and row["p_equivalence"] <= ALPHA
+    if not detected:
+        return f"{'none that matters' if small else 'no difference we could detect'} in {label}: {numbers}"
+    if row["measure"] == "ratio":
+        return f"{_shift(row, response)} in {label} ({_certainty(row, response)}; {values})"
+    higher = row["mean"] > 0
+    better = "better" if higher == (response["better"] == "higher") else "worse"
+    size = ", though by less than would matter" if small else ""
+    return f"a {'rise' if higher else 'fall'} in {label}, for the {better}{size}: {numbers}"
+
+
+def _conclusion(row: pd.Series, evidence: Evidence) -> str:
+    response, family = evidence.primary, int((_primary_rows(evidence)["expects"] != "").sum())
+    margin = f"{row['margin'] * scale(response):g}{unit_of_difference(response)}"
+    if row["n"] == 0:
+        return "No seed has a finished run both of this level and of the baseline, so nothing can be concluded."
+    if row["n"] == 1:
+        return "One seed tells nothing of the spread between seeds: no interval, no test, no verdict. Run more seeds."
+    if not row["sd"] > 0:
+        return "All seeds differ by the same amount, so there is no spread to judge it by."
+    expected = {"better": "an improvement", "worse": "a loss", "equal": "no difference that matters"}[row["expects"]]
+    found = {
+        "supported": f"We expected {expected} and found it.",
+        "contradicted": f"We expected {expected} and found the opposite." if row["expects"] != "equal"
+        else f"We expected {expected} and found one larger than {margin}.",
+        "equivalent": f"We expected {expected}; the difference is smaller than the {margin} that would matter.",
+        "undecided": f"We expected {expected}; the data cannot tell. {_lacking(row, margin, family)}",
+    }[row["verdict"]]  # fmt: skip
+    return f"{found} {_sign_flips(row)}" if row["p_holm"] <= ALPHA else found
+
+
+def _lacking(row: pd.Series, margin: str, family: int) -> str:
+    if row["p_holm"] > ALPHA >= row["p"]:
+        reason = f"Alone it would pass ({p_value(row['p'])}), but it is one of {family} hypotheses. "
+    elif row["p_holm"] <= ALPHA:
+        reason = f"There is a difference; whether it is smaller or larger than {margin} is open. "
+    else:
+        reason = ""
+    if math.isnan(row["more_seeds"]):
+        return f"{reason}Spread between seeds is so large that 1,000 of them would not tell {margin} from nothing."
+    if row["more_seeds"] == 0:
+        return f"{reason}The estimate lies between nothing and {margin}, where more seeds help only slowly."
+    return f"{reason}About {count(int(row['more_seeds']), 'more seed')} would tell {margin} from nothing."
+
+
+def _sign_flips(row: pd.Series) -> str:
+    n = int(row["n"])
+    if 2.0 / 2.0**n > ALPHA:
+        return f"The exact sign-flip test cannot reach 0.05 with {n} seeds, so the t test's assumption carries this."
+    return f"The exact sign-flip test, which assumes less than the t test, gives {p_value(row['p_sign_flip'])}."
+
+
+def _shift(row: pd.Series, response: Mapping[str, Any]) -> str:
+    """The mean change with its sign and unit."""
+    if row.get("measure", "difference") == "difference":
+        return (
+            f"{number(row['mean'] * scale(response), _digits(row, response), sign=True)}{unit_of_difference(response)}"
+        )
+    return f"{_percent(row['mean'], row)} %"
+
+
+def _certainty(row: pd.Series, response: Mapping[str, Any]) -> str:
+    """Interval, number of seeds and p value."""
+    if row.get("measure", "difference") == "difference":
+        low, high = (number(row[x] * scale(response), _digits(row, response), sign=True) for x in ("low", "high"))
+        interval = f"{low} to {high}"
+    else:
+        interval = f"{_percent(row['low'], row)} to {_percent(row['high'], row)} %"
+    corrected = math.isfinite(row.get("p_holm", math.nan))
+    p = f"{p_value(row['p_holm'])} after Holm's correction" if corrected else p_value(row["p"])
+    return f"95 % interval {interval}, n = {int(row['n'])}, {p}"
+
+
+def _percent(ratio: float, row: pd.Series) -> str:
+    half = (row["high"] - row["low"]) / 2 * 100
+    digits = decimals(half) if half > 0 else 0 if abs(ratio) >= 0.1 else 1
+    return number(ratio * 100, min(digits, 2), sign=True)
+
+
+def _digits(row: pd.Series, response: Mapping[str, Any]) -> int | None:
+    half = (row["high"] - row["low"]) / 2 * scale(response)
+    return decimals(half) if half > 0 else None
+
+
+def _value(x: float, row: pd.Series, response: Mapping[str, Any], unit: bool = True) -> str:
+    """A level's mean, with as many digits as its difference; times below 0.1 s in milliseconds."""
+    if response["unit"] == "s" and abs(x) < 0.1:
+        return f"{number(x * 1000)} ms"
+    digits = _digits(row, response) if row.get("measure", "difference") == "difference" else None
+    return f"{number(x * scale(response), digits)}{unit_of_value(response) if unit else ''}"
+
+
+def _values(level: float, baseline: float, row: pd.Series, response: Mapping[str, Any]) -> str:
+    return f"{_value(level, row, response, unit=False)} against {_value(baseline, row, response)}"
