@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DesignError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return MISUSED
+    except BrokenPipeError:  # who reads our output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"\nStopped; what is done is kept. To resume: {shlex.join(['ablate', *words])}", file=sys.stderr)
         return INTERRUPTED
@@ -153,7 +156,6 @@ def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Rec
 
 def _time_steps(plan: Plan, records: Records, console: Console) -> None:
     """Time every recorded run of the plan's study and preset, also earlier ones: they are compared with each other."""
-    import torch
     from rich.progress import Progress
 
     from ablations.training import measure_seconds_per_step
@@ -165,7 +167,6 @@ def _time_steps(plan: Plan, records: Records, console: Console) -> None:
     ]
     if all(map(records.has_timing, finished)):
         return
-    torch.set_num_threads(1)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         bar = bars.add_task(f"{plan.study.name}: timing steps")
         measure_seconds_per_step(

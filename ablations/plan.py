@@ -110,9 +110,9 @@ def label(study: Study, condition: Condition) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `8 s`, `3 min`, `2.5 h`."""
+    """Seconds in words: `0.3 s`, `8 s`, `3 min`, `2.5 h`."""
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 5 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

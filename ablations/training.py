@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -38,6 +39,17 @@ class Cost:
 
     parameters: int
     seconds_per_run: float
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Jobs share a machine by cores, and the number of threads decides the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Ensemble:
@@ -127,6 +139,7 @@ class Ensemble:
         return self.tasks[0].loss(functional_call(self._model, (parameters, buffers), (inputs,)), targets)
 
 
+@_one_thread()
 def train(
     configurations: Sequence[Configuration],
     task_type: type[Task],
@@ -154,6 +167,7 @@ def train(
     ]
 
 
+@_one_thread()
 def estimate_cost(configurations: Sequence[Configuration], task_type: type[Task]) -> Cost:
     """The cost of a run trained in this ensemble, from its making, a few training steps and one validation."""
     start = time.perf_counter()
@@ -167,6 +181,7 @@ def estimate_cost(configurations: Sequence[Configuration], task_type: type[Task]
     return Cost(ensemble.parameters, making / len(configurations) + ensemble.settings["epochs"] * epoch)
 
 
+@_one_thread()
 def measure_seconds_per_step(
     configurations: Sequence[Configuration],
     task_type: type[Task],

@@ -75,11 +75,8 @@ def _start(root: Path) -> _Worker:
 
 def _work(connection: Connection, root: Path) -> None:
     """A worker's life: train the jobs that come, until it is stopped or the stream ends with its parent."""
-    import torch
-
     from ablations.training import train
 
-    torch.set_num_threads(1)
     records = Records(root)
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -79,7 +79,7 @@ def test_ten_thousand_runs_are_planned_in_two_seconds(records):
     assert sum(sizes(plan)) == 10_000
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(8.4, "8 s"), (100, "2 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "words"), [(0.31, "0.3 s"), (8.4, "8 s"), (100, "2 min"), (9000, "2.5 h")])
 def test_durations_are_told_in_the_unit_people_use(seconds, words):
     assert duration(seconds) == words
 
