@@ -112,7 +112,10 @@ def peak_origins(epidemics: Epidemics) -> np.ndarray:
 
 
 class EpidemicTask:
-    """Forecasts of the log infectious share, as its change since the last report, from the last `history` reports."""
+    """Forecasts of the log infectious share, as its change since the last report, from the last `history` reports.
+
+    Histories are noisy reports; what is forecast, in training as in tests, is the simulated share itself.
+    """
 
     data_version: ClassVar[str] = "1"
 
