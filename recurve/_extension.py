@@ -16,17 +16,24 @@ def _load() -> tuple[ModuleType | None, str]:
         return importlib.import_module("recurve._C"), ""
     except ModuleNotFoundError:
         return None, "it was not built; `RECURVE_BUILD=cpu make build` builds it and shows why it cannot be"
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError) as error:
         return None, f"it does not load ({error}); rebuild it against this torch with `RECURVE_BUILD=cpu make build`"
 
 
 _C, _REASON = _load()
 
 
+def has(op: str) -> bool:
+    """Whether the loaded extension has this op."""
+    return _C is not None and hasattr(torch.ops.recurve, op)
+
+
 def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the fused kernel of `op` does not serve this device and dtype; None if it does."""
     if _C is None:
         return f"the extension is missing: {_REASON}"
+    if not has(op):
+        return "this build of the extension lacks it; rebuild with `make build`"
     if device.type != "cpu":
         return f"no fused kernel for device {device.type}"
     if dtype not in FUSED_DTYPES:

@@ -39,7 +39,7 @@ def lstm(
         w_ih, w_hh: weights (4H, I) and (4H, H) or with leading E; gates in the order i, f, g, o, as in torch.
         b_ih, b_hh: biases (4H,) or (E, 4H), both or neither.
         lengths: number of steps of each sequence (B,), integer; later outputs are zero.
-        resets: (T, B), bool; where true the state is zeroed before that step.
+        resets: (T, B), bool; where true the state is zeroed before that step; past a sequence's length it says nothing.
         reverse: go from the last step to the first.
 
     Returns:
@@ -213,9 +213,10 @@ def _scan(
     steps = x.shape[-3]
     outputs: list[Tensor] = []
     for t in reversed(range(steps)) if reverse else range(steps):
+        before = state
         if resets is not None:
-            state = tuple(s.masked_fill(resets[t].unsqueeze(-1), 0) for s in state)
-        new = step(projected.select(-3, t), state)
+            before = tuple(s.masked_fill(resets[t].unsqueeze(-1), 0) for s in state)
+        new = step(projected.select(-3, t), before)
         if lengths is None:
             state = new
             outputs.append(new[0])

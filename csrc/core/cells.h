@@ -1,0 +1,106 @@
+// The equations of the recurrent cells, forward and backward, for one unit (or one vector of units).
+//
+// "pre" is a gate before its activation. Backward functions take the gradient of the new state and return the
+// gradients of the pre-activations and of the old state along the path that does not pass the weights.
+#pragma once
+
+#include "math.h"
+
+namespace recurve {
+
+enum class Activation : int { tanh = 0, relu = 1, sigmoid = 2 };
+
+// LSTM (Gers et al. 2000): c = f c' + i g, h = o tanh(c).
+template <class V>
+struct LstmGates {
+  V i, f, g, o;
+};
+
+template <class V>
+RECURVE_INLINE LstmGates<V> lstm_activate(const LstmGates<V>& pre) {
+  return {sigmoid(pre.i), sigmoid(pre.f), tanh(pre.g), sigmoid(pre.o)};
+}
+
+template <class V>
+RECURVE_INLINE V lstm_cell_state(const LstmGates<V>& gates, V c_before) {
+  return gates.f * c_before + gates.i * gates.g;
+}
+
+template <class V>
+RECURVE_INLINE V lstm_hidden_state(const LstmGates<V>& gates, V c) {
+  return gates.o * tanh(c);
+}
+
+// `dc` comes in as the gradient from later steps and goes out as that for the step before.
+template <class V>
+RECURVE_INLINE LstmGates<V> lstm_backward(const LstmGates<V>& gates, V c_before, V c, V dh, V& dc) {
+  using T = typename Real<V>::Scalar;
+  const T one = 1;
+  const V tanh_c = tanh(c);
+  const V dc_total = dc + dh * gates.o * (one - tanh_c * tanh_c);
+  dc = dc_total * gates.f;
+  return {dc_total * gates.g * gates.i * (one - gates.i), dc_total * c_before * gates.f * (one - gates.f),
+          dc_total * gates.i * (one - gates.g * gates.g), dh * tanh_c * gates.o * (one - gates.o)};
+}
+
+// GRU with the reset gate after the product, as in torch: n = tanh(n_x + r n_h), h = (1 - z) n + z h'.
+template <class V>
+struct GruGates {
+  V r, z, n;
+};
+
+template <class V>
+RECURVE_INLINE GruGates<V> gru_activate(V pre_r, V pre_z, V n_input, V n_hidden) {
+  const V r = sigmoid(pre_r);
+  return {r, sigmoid(pre_z), tanh(n_input + r * n_hidden)};
+}
+
+template <class V>
+RECURVE_INLINE V gru_hidden_state(const GruGates<V>& gates, V h_before) {
+  return gates.n + gates.z * (h_before - gates.n);
+}
+
+template <class V>
+struct GruGradients {
+  V n_input, r, z, n_hidden, h_before;
+};
+
+template <class V>
+RECURVE_INLINE GruGradients<V> gru_backward(const GruGates<V>& gates, V n_hidden, V h_before, V dh) {
+  using T = typename Real<V>::Scalar;
+  const T one = 1;
+  const V dn = dh * (one - gates.z) * (one - gates.n * gates.n);
+  return {dn, dn * n_hidden * gates.r * (one - gates.r), dh * (h_before - gates.n) * gates.z * (one - gates.z),
+          dn * gates.r, dh * gates.z};
+}
+
+// Elman network with leaky units: a = activation(pre), h = (1 - leak) h' + leak a.
+template <class V>
+RECURVE_INLINE V rnn_activate(V pre, Activation activation) {
+  using T = typename Real<V>::Scalar;
+  switch (activation) {
+    case Activation::tanh:
+      return tanh(pre);
+    case Activation::sigmoid:
+      return sigmoid(pre);
+    default:
+      return pre < static_cast<T>(0) ? V{} : pre;
+  }
+}
+
+// The activation's derivative, from its value.
+template <class V>
+RECURVE_INLINE V rnn_slope(V activated, Activation activation) {
+  using T = typename Real<V>::Scalar;
+  const T one = 1;
+  switch (activation) {
+    case Activation::tanh:
+      return one - activated * activated;
+    case Activation::sigmoid:
+      return activated * (one - activated);
+    default:
+      return activated > static_cast<T>(0) ? V{} + one : V{};
+  }
+}
+
+}  // namespace recurve

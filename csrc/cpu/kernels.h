@@ -1,0 +1,102 @@
+// The CPU kernels as tables of functions, one table per instruction set, over raw pointers and sizes.
+//
+// Shapes: E models, T steps, B sequences, H hidden units, contiguous and in this order.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/cells.h"
+
+namespace recurve {
+
+// Runs task(context, i) for i in [0, tasks) on up to `threads` threads.
+struct Parallel {
+  int threads;
+  void (*run)(int64_t tasks, void (*task)(void* context, int64_t index), void* context);
+};
+
+enum class Cell : int { lstm = 0, gru = 1, rnn = 2 };
+
+// Gates per unit in the weights, and gradients per unit that the backward pass leaves.
+constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+constexpr int gradient_count(Cell cell) { return cell == Cell::rnn ? 1 : 4; }
+
+struct SequenceShape {
+  Cell cell;
+  int64_t models, steps, batch, hidden;
+  bool reverse;
+  const int64_t* lengths;  // (B), or null: all of `steps`
+  const bool* resets;      // (T, B), or null: none
+  Activation activation;   // of an RNN
+  double leak;             // of an RNN
+};
+
+template <class T>
+struct SequenceForward {
+  SequenceShape shape;
+  T* gates;          // (E, T, B, gates H): in: W x + biases; out, if kept: the activated gates
+  T* aux;            // LSTM: cell states (E, T, B, H), or the running one (E, B, H) if not kept;
+                     // GRU: the recurrent part of n (E, T, B, H), if kept
+  bool keep;         // leave in `gates` and `aux` what the backward pass needs
+  const T* w_hh;     // (E, gates H, H)
+  const T* bias_n;   // GRU: hidden bias of n (E, H), or null
+  const T *h0, *c0;  // (E, B, H); c0 of an LSTM only
+  T* y;              // (E, T, B, H)
+  T *h_n, *c_n;      // (E, B, H)
+};
+
+template <class T>
+struct SequenceBackward {
+  SequenceShape shape;
+  const T *gates, *aux, *y;  // as the forward pass left them
+  const T* w_hh;
+  const T *h0, *c0;
+  const T* dy;           // (E, T, B, H), or null: zero
+  const T *dh_n, *dc_n;  // (E, B, H), or null: zero
+  T* dgates;             // (E, T, B, gradients H): LSTM i, f, g, o; GRU n from the input, r, z, n from the state
+  T *dh0, *dc0;          // (E, B, H)
+};
+
+// c = a b + bias, or c += a b, for each of `batch` products: a (M, K) and b (K, N) by strides, c (M, N) with unit
+// column stride.
+template <class T>
+struct Gemm {
+  int64_t batch, M, N, K;
+  const T* a;
+  int64_t a_batch, a_row, a_column;
+  const T* b;
+  int64_t b_batch, b_row, b_column;
+  T* c;
+  int64_t c_batch, c_row;
+  const T* bias;  // (N), or null
+  int64_t bias_batch;
+  bool accumulate;
+};
+
+template <class T>
+struct ConvBlock;
+
+template <class T>
+struct Kernels {
+  void (*sequence_forward)(const SequenceForward<T>&, const Parallel&);
+  void (*sequence_backward)(const SequenceBackward<T>&, const Parallel&);
+  void (*gemm)(const Gemm<T>&, const Parallel&);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> float_kernels;
+  Kernels<double> double_kernels;
+};
+
+// The table in use: the best that the machine has, or the one that RECURVE_ISA names.
+// Throws std::runtime_error if that one is unknown or the machine lacks it.
+const InstructionSet& instruction_set();
+
+// Names of all tables in this build that the machine can run, best first.
+const char* const* instruction_sets(int* count);
+
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace recurve

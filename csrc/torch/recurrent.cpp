@@ -1,0 +1,436 @@
+// The recurrent ops: schemas, CPU implementations over the kernels, and autograd.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "parallel.h"
+
+namespace recurve {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// What a call asks for besides its tensors.
+struct Options {
+  Cell cell;
+  bool reverse = false;
+  int64_t activation = 0;
+  double leak = 1;
+};
+
+const char* name_of(Cell cell) { return cell == Cell::lstm ? "lstm" : cell == Cell::gru ? "gru" : "rnn"; }
+
+// The tensors of a call, contiguous, the weights and states with a leading ensemble axis.
+struct Inputs {
+  Tensor x;  // (T, B, I) shared by all models, or (E, T, B, I)
+  Tensor h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets;
+  bool ensemble, shared;
+  int64_t models, steps, batch, inputs, hidden;
+
+  Inputs(const Options& options, const Tensor& x_, const Tensor& h0_, const OptionalTensor& c0_, const Tensor& w_ih_,
+         const Tensor& w_hh_, const OptionalTensor& b_ih_, const OptionalTensor& b_hh_, const OptionalTensor& lengths_,
+         const OptionalTensor& resets_) {
+    const char* op = name_of(options.cell);
+    const int64_t gates = gate_count(options.cell);
+    ensemble = w_ih_.dim() == 3;
+    shared = x_.dim() == 3;
+    TORCH_CHECK(w_ih_.dim() == 2 || ensemble, op, ": w_ih must be (gates H, I) or (E, gates H, I), got ",
+                w_ih_.sizes());
+    TORCH_CHECK(shared || (x_.dim() == 4 && ensemble), op, ": x must be (T, B, I), or (E, T, B, I) beside weights ",
+                "with a leading E, got ", x_.sizes());
+    models = ensemble ? w_ih_.size(0) : 1;
+    steps = x_.size(-3), batch = x_.size(-2), inputs = x_.size(-1), hidden = h0_.size(-1);
+    TORCH_CHECK(steps > 0, op, ": Expected sequence length to be larger than 0 in RNN");
+    x = x_.contiguous();
+    if (!shared) TORCH_CHECK(x.size(0) == models, op, ": x has ", x.size(0), " models, the weights have ", models);
+    w_ih = whole(op, "w_ih", w_ih_, {gates * hidden, inputs});
+    w_hh = whole(op, "w_hh", w_hh_, {gates * hidden, hidden});
+    TORCH_CHECK(b_ih_.has_value() == b_hh_.has_value(), op, ": give both biases or neither");
+    if (b_ih_.has_value()) {
+      b_ih = whole(op, "b_ih", *b_ih_, {gates * hidden});
+      b_hh = whole(op, "b_hh", *b_hh_, {gates * hidden});
+    }
+    h0 = whole(op, "h0", h0_, {batch, hidden});
+    if (c0_.has_value()) c0 = whole(op, "c0", *c0_, {batch, hidden});
+    if (lengths_.has_value()) {
+      TORCH_CHECK(
+          lengths_->dim() == 1 && lengths_->size(0) == batch && at::isIntegralType(lengths_->scalar_type(), false), op,
+          ": lengths must be (B,) = (", batch, ",) of an integer type, got ", lengths_->sizes(), " of ",
+          lengths_->scalar_type());
+      lengths = lengths_->to(at::kCPU, at::kLong).contiguous();
+      if (batch > 0)
+        TORCH_CHECK(lengths.min().item<int64_t>() >= 0 && lengths.max().item<int64_t>() <= steps, op,
+                    ": lengths must lie in [0, ", steps, "], got ", lengths.min().item<int64_t>(), " to ",
+                    lengths.max().item<int64_t>());
+    }
+    if (resets_.has_value()) {
+      TORCH_CHECK(resets_->dim() == 2 && resets_->size(0) == steps && resets_->size(1) == batch &&
+                      resets_->scalar_type() == at::kBool,
+                  op, ": resets must be (T, B) = (", steps, ", ", batch, ") of bool, got ", resets_->sizes(), " of ",
+                  resets_->scalar_type());
+      resets = resets_->contiguous();
+    }
+  }
+
+  SequenceShape shape(const Options& options) const {
+    return {options.cell,
+            models,
+            steps,
+            batch,
+            hidden,
+            options.reverse,
+            lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
+            resets.defined() ? resets.const_data_ptr<bool>() : nullptr,
+            static_cast<Activation>(options.activation),
+            options.leak};
+  }
+
+ private:
+  // The tensor as (E, ...), contiguous, after a check of its shape, dtype and device.
+  Tensor whole(const char* op, const char* what, const Tensor& tensor, std::vector<int64_t> shape) const {
+    const auto own = static_cast<int64_t>(shape.size());
+    const bool leads = tensor.dim() == own + 1;
+    TORCH_CHECK((tensor.dim() == own || leads) && tensor.sizes().slice(leads ? 1 : 0) == at::IntArrayRef(shape), op,
+                ": ", what, " must be ", at::IntArrayRef(shape), ensemble ? ", with a leading E or not" : "", ", got ",
+                tensor.sizes());
+    TORCH_CHECK(!leads || (ensemble && tensor.size(0) == models), op, ": ", what, " has ", tensor.size(0),
+                " models, w_ih has ", models, ensemble ? "" : " and no ensemble axis");
+    TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), op, ": ", what, " is ", tensor.scalar_type(), ", x is ",
+                x.scalar_type(), "; convert one of them");
+    TORCH_CHECK(tensor.device() == x.device(), op, ": ", what, " is on ", tensor.device(), ", x on ", x.device());
+    if (leads) return tensor.contiguous();
+    shape.insert(shape.begin(), models);
+    return tensor.unsqueeze(0).expand(shape).contiguous();
+  }
+};
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+// The biases that do not pass the reset gate, (E, gates H), and that of n that does, (E, H).
+std::pair<Tensor, Tensor> split_biases(const Inputs& in, Cell cell) {
+  if (!in.b_ih.defined()) return {};
+  if (cell != Cell::gru) return {in.b_ih + in.b_hh, Tensor()};
+  Tensor sum = in.b_ih.clone();
+  sum.narrow(1, 0, 2 * in.hidden) += in.b_hh.narrow(1, 0, 2 * in.hidden);
+  return {sum, in.b_hh.narrow(1, 2 * in.hidden, in.hidden).contiguous()};
+}
+
+struct Kept {
+  Tensor y, h_n, c_n, gates, aux;
+};
+
+Kept run_forward(const Inputs& in, const Options& options, bool keep) {
+  const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, width = gate_count(options.cell) * H;
+  const auto like = in.x.options();
+  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), at::empty({E, T_, B, width}, like),
+           Tensor()};
+  if (options.cell == Cell::lstm) {
+    out.c_n = at::empty({E, B, H}, like);
+    out.aux = keep ? at::empty({E, T_, B, H}, like) : at::empty({E, B, H}, like);
+  } else if (options.cell == Cell::gru && keep) {
+    out.aux = at::empty({E, T_, B, H}, like);
+  }
+  const auto [bias, bias_n] = split_biases(in, options.cell);
+  const Parallel parallel = torch_parallel();
+  AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
+    const Kernels<scalar_t>& cpu = kernels<scalar_t>();
+    cpu.gemm({E, T_ * B, width, in.inputs, data<scalar_t>(in.x), in.shared ? 0 : T_ * B * in.inputs, in.inputs, 1,
+              data<scalar_t>(in.w_ih), width * in.inputs, 1, in.inputs, out.gates.mutable_data_ptr<scalar_t>(),
+              T_ * B * width, width, data<scalar_t>(bias), width, false},
+             parallel);
+    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
+    cpu.sequence_forward({in.shape(options), writable(out.gates), writable(out.aux), keep, data<scalar_t>(in.w_hh),
+                          data<scalar_t>(bias_n), data<scalar_t>(in.h0), data<scalar_t>(in.c0), writable(out.y),
+                          writable(out.h_n), writable(out.c_n)},
+                         parallel);
+  });
+  return out;
+}
+
+// The hidden state before each step (E, T, B, H).
+Tensor states_before(const Inputs& in, const Options& options, const Tensor& y) {
+  const Tensor h0 = in.h0.unsqueeze(1);
+  Tensor before =
+      options.reverse ? at::cat({y.narrow(1, 1, in.steps - 1), h0}, 1) : at::cat({h0, y.narrow(1, 0, in.steps - 1)}, 1);
+  if (in.lengths.defined() && options.reverse) {
+    const Tensor t = at::arange(in.steps, in.lengths.options()).unsqueeze(1);
+    before = at::where((t == in.lengths - 1).unsqueeze(-1), h0, before);
+  }
+  return in.resets.defined() ? before.masked_fill(in.resets.unsqueeze(-1), 0) : before;
+}
+
+struct Gradients {
+  Tensor x, h0, c0, w_ih, w_hh, b_ih, b_hh;
+};
+
+// Sums over steps and sequences: dgates (E, T, B, all) columns [column, column + rows) transposed times `states`.
+template <class T>
+struct WeightGradient {
+  const Tensor& dgates;
+  int64_t models, row_length;
+  const Parallel& parallel;
+
+  void operator()(int64_t column, int64_t rows, int64_t first, int64_t K, const T* states, int64_t states_batch,
+                  int64_t columns, T* out, int64_t out_batch, bool accumulate) const {
+    const int64_t batch = dgates.size(1) * dgates.size(2) * row_length;
+    kernels<T>().gemm({models, rows, columns, K, data<T>(dgates) + first * row_length + column, batch, 1, row_length,
+                       states, states_batch, columns, 1, out, out_batch, columns, nullptr, 0, accumulate},
+                      parallel);
+  }
+};
+
+Gradients run_backward(const Inputs& in, const Options& options, const OptionalTensor& dy, const OptionalTensor& dh_n,
+                       const OptionalTensor& dc_n, const Tensor& y, const Tensor& gates, const Tensor& aux, bool need_x,
+                       bool need_weights) {
+  const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, I = in.inputs;
+  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H, rows = T_ * B;
+  const bool is_gru = options.cell == Cell::gru;
+  const auto like = in.x.options();
+  Gradients d;
+  d.h0 = at::empty({E, B, H}, like);
+  if (options.cell == Cell::lstm) d.c0 = at::empty({E, B, H}, like);
+  const Tensor dgates = at::empty({E, T_, B, all}, like);
+  auto whole = [&](const OptionalTensor& t, at::IntArrayRef shape) {
+    return t.has_value() && t->defined() ? t->reshape(shape).contiguous() : Tensor();
+  };
+  const Tensor dy_ = whole(dy, {E, T_, B, H}), dh_n_ = whole(dh_n, {E, B, H}), dc_n_ = whole(dc_n, {E, B, H});
+  const Tensor y_ = y.reshape({E, T_, B, H});
+  const Parallel parallel = torch_parallel();
+  AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
+    using T = scalar_t;
+    const Kernels<T>& cpu = kernels<T>();
+    cpu.sequence_backward(
+        {in.shape(options), data<T>(gates), aux.numel() ? data<T>(aux) : nullptr, data<T>(y_), data<T>(in.w_hh),
+         data<T>(in.h0), data<T>(in.c0), data<T>(dy_), data<T>(dh_n_), data<T>(dc_n_), dgates.mutable_data_ptr<T>(),
+         d.h0.mutable_data_ptr<T>(), d.c0.defined() ? d.c0.mutable_data_ptr<T>() : nullptr},
+        parallel);
+    if (need_x) {
+      d.x = at::empty({E, T_, B, I}, like);
+      auto times_w_ih = [&](int64_t column, int64_t first_gate, int64_t K, bool accumulate) {
+        cpu.gemm({E, rows, I, K, data<T>(dgates) + column, rows * all, all, 1, data<T>(in.w_ih) + first_gate * I,
+                  width * I, I, 1, d.x.mutable_data_ptr<T>(), rows * I, I, nullptr, 0, accumulate},
+                 parallel);
+      };
+      times_w_ih(is_gru ? H : 0, 0, is_gru ? 2 * H : width, false);
+      if (is_gru) times_w_ih(0, 2 * H, H, true);
+    }
+    if (need_weights) {
+      d.w_ih = at::empty({E, width, I}, like);
+      d.w_hh = at::empty({E, width, H}, like);
+      const WeightGradient<T> sum{dgates, E, all, parallel};
+      T* w_ih = d.w_ih.mutable_data_ptr<T>();
+      const int64_t x_batch = in.shared ? 0 : rows * I;
+      sum(is_gru ? H : 0, is_gru ? 2 * H : width, 0, rows, data<T>(in.x), x_batch, I, w_ih, width * I, false);
+      if (is_gru) sum(0, H, 0, rows, data<T>(in.x), x_batch, I, w_ih + 2 * H * I, width * I, false);
+      T* w_hh = d.w_hh.mutable_data_ptr<T>();
+      const int64_t hidden_side = all - width;
+      if (in.lengths.defined() || in.resets.defined()) {
+        const Tensor before = states_before(in, options, y_).contiguous();
+        sum(hidden_side, width, 0, rows, data<T>(before), rows * H, H, w_hh, width * H, false);
+      } else {
+        const int64_t start = options.reverse ? rows - B : 0, rest = options.reverse ? 0 : B;
+        const T* states = data<T>(y_) + (options.reverse ? B * H : 0);
+        sum(hidden_side, width, start, B, data<T>(in.h0), B * H, H, w_hh, width * H, false);
+        if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, true);
+      }
+      if (in.b_ih.defined()) {
+        const T one = 1;
+        const Tensor sums = at::empty({E, all}, like);
+        cpu.gemm({E, 1, all, rows, &one, 0, 0, 0, data<T>(dgates), rows * all, all, 1, sums.mutable_data_ptr<T>(), all,
+                  all, nullptr, 0, false},
+                 parallel);
+        d.b_hh = sums.narrow(1, hidden_side, width).contiguous();
+        d.b_ih = is_gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
+      }
+    }
+  });
+  return d;
+}
+
+// Sums a gradient over the models that shared a tensor, and drops an ensemble axis that the caller did not give.
+Tensor like_input(const Tensor& gradient, const Tensor& input) {
+  return gradient.dim() == input.dim() ? gradient : gradient.size(0) == 1 ? gradient.squeeze(0) : gradient.sum(0);
+}
+
+Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// y, h_n, c_n in the caller's shapes; gates and aux for the backward pass, with a leading E; empty where there is none.
+ForwardResult sequence_forward_cpu(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
+                                   const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                   const OptionalTensor& lengths, const OptionalTensor& resets, int64_t cell,
+                                   bool reverse, int64_t activation, double leak, bool keep) {
+  const Options options{static_cast<Cell>(cell), reverse, activation, leak};
+  const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  const Kept out = run_forward(in, options, keep);
+  auto shaped = [&](const Tensor& t) { return !t.defined() ? nothing(x) : in.ensemble ? t : t.squeeze(0); };
+  return {shaped(out.y), shaped(out.h_n), shaped(out.c_n), keep ? out.gates : nothing(x),
+          keep && out.aux.defined() ? out.aux : nothing(x)};
+}
+
+BackwardResult sequence_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dh_n, const OptionalTensor& dc_n,
+                                     const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
+                                     const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                     const OptionalTensor& lengths, const OptionalTensor& resets, const Tensor& y,
+                                     const Tensor& gates, const Tensor& aux, int64_t cell, bool reverse,
+                                     int64_t activation, double leak, bool need_x, bool need_weights) {
+  const Options options{static_cast<Cell>(cell), reverse, activation, leak};
+  const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  const Gradients d = run_backward(in, options, dy, dh_n, dc_n, y, gates, aux, need_x, need_weights);
+  auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
+    return gradient.defined() && input.has_value() ? like_input(gradient, *input) : nothing(x);
+  };
+  return {shaped(d.x, x),       shaped(d.h0, h0),     shaped(d.c0, c0),    shaped(d.w_ih, w_ih),
+          shaped(d.w_hh, w_hh), shaped(d.b_ih, b_ih), shaped(d.b_hh, b_hh)};
+}
+
+ForwardResult call_forward(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
+                           const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                           const OptionalTensor& lengths, const OptionalTensor& resets, const Options& o, bool keep) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("recurve::sequence_forward", "")
+                       .typed<decltype(sequence_forward_cpu)>();
+  return op.call(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, static_cast<int64_t>(o.cell), o.reverse,
+                 o.activation, o.leak, keep);
+}
+
+OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+
+struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
+                               const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+                               const OptionalTensor& b_hh, const OptionalTensor& lengths, const OptionalTensor& resets,
+                               Options options) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, h_n, c_n, gates, aux] =
+        call_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options, /*keep=*/true);
+    ctx->save_for_backward({x, h0, c0.value_or(Tensor()), w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()),
+                            lengths.value_or(Tensor()), resets.value_or(Tensor()), y, gates, aux});
+    ctx->saved_data["cell"] = static_cast<int64_t>(options.cell);
+    ctx->saved_data["reverse"] = options.reverse;
+    ctx->saved_data["activation"] = options.activation;
+    ctx->saved_data["leak"] = options.leak;
+    ctx->set_materialize_grads(false);
+    if (options.cell == Cell::lstm) return {y, h_n, c_n};
+    return {y, h_n};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d) {
+    const variable_list s = ctx->get_saved_variables();
+    const bool need_x = ctx->needs_input_grad(0);
+    // Only tensors that were given count as inputs: x, h0, c0, w_ih, w_hh, b_ih, b_hh.
+    const size_t first_weight = s[2].defined() ? 3 : 2, weights = s[5].defined() ? 4 : 2;
+    bool need_weights = false;
+    for (size_t i = 0; i < weights; ++i) need_weights = need_weights || ctx->needs_input_grad(first_weight + i);
+    static auto op = c10::Dispatcher::singleton()
+                         .findSchemaOrThrow("recurve::sequence_backward", "")
+                         .typed<decltype(sequence_backward_cpu)>();
+    auto run = [&] {
+      return op.call(optional(d[0]), optional(d[1]), d.size() > 2 ? optional(d[2]) : std::nullopt, s[0], s[1],
+                     optional(s[2]), s[3], s[4], optional(s[5]), optional(s[6]), optional(s[7]), optional(s[8]), s[9],
+                     s[10], s[11], ctx->saved_data["cell"].toInt(), ctx->saved_data["reverse"].toBool(),
+                     ctx->saved_data["activation"].toInt(), ctx->saved_data["leak"].toDouble(), need_x, need_weights);
+    };
+    BackwardResult r;
+    if (at::GradMode::is_enabled()) {
+      r = run();  // a gradient of this gradient may be asked for
+    } else {
+      at::AutoDispatchBelowADInplaceOrView below;
+      r = run();
+    }
+    auto [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh] = r;
+    auto given = [&](const Tensor& gradient, const Tensor& input, bool needed) {
+      return input.defined() && needed ? gradient : Tensor();
+    };
+    return {given(dx, s[0], need_x),
+            dh0,
+            given(dc0, s[2], true),
+            given(dw_ih, s[3], need_weights),
+            given(dw_hh, s[4], need_weights),
+            given(db_ih, s[5], need_weights),
+            given(db_hh, s[6], need_weights),
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+};
+
+bool wants_gradient(const Tensor& t) { return t.requires_grad(); }
+bool wants_gradient(const OptionalTensor& t) { return t.has_value() && t->defined() && t->requires_grad(); }
+
+// One public op: with autograd if some input wants a gradient, without it else.
+variable_list run_op(const Options& options, const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
+                     const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                     const OptionalTensor& lengths, const OptionalTensor& resets) {
+  const bool differentiable = at::GradMode::is_enabled() &&
+                              (wants_gradient(x) || wants_gradient(h0) || wants_gradient(c0) || wants_gradient(w_ih) ||
+                               wants_gradient(w_hh) || wants_gradient(b_ih) || wants_gradient(b_hh));
+  if (differentiable) return SequenceFunction::apply(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options);
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto [y, h_n, c_n, gates, aux] =
+      call_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options, /*keep=*/false);
+  return {y, h_n, c_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih,
+                                        const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                        const OptionalTensor& lengths, const OptionalTensor& resets, bool reverse) {
+  auto out = run_op({Cell::lstm, reverse}, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  return {out[0], out[1], out[2]};
+}
+
+std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
+                               const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths,
+                               const OptionalTensor& resets, bool reverse) {
+  auto out = run_op({Cell::gru, reverse}, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor> rnn(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
+                               const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths,
+                               const OptionalTensor& resets, bool reverse, c10::string_view activation, double leak) {
+  const int64_t code = activation == "tanh" ? 0 : activation == "relu" ? 1 : activation == "sigmoid" ? 2 : -1;
+  TORCH_CHECK_VALUE(code >= 0, "activation '", activation, "' is unknown; allowed: tanh, relu, sigmoid");
+  auto out = run_op({Cell::rnn, reverse, code, leak}, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  return {out[0], out[1]};
+}
+
+}  // namespace
+
+#define RECURVE_TAIL "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? lengths, Tensor? resets"
+
+TORCH_LIBRARY_FRAGMENT(recurve, m) {
+  m.set_python_module("recurve.ops.recurrent");
+  m.def("lstm(Tensor x, Tensor h0, Tensor c0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor, Tensor)");
+  m.def("gru(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor)");
+  m.def("rnn(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse, str activation, float leak) -> (Tensor, Tensor)");
+  m.def("sequence_forward(Tensor x, Tensor h0, Tensor? c0, " RECURVE_TAIL
+        ", int cell, bool reverse, int activation, float leak, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sequence_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, " RECURVE_TAIL
+        ", Tensor y, Tensor gates, Tensor aux, int cell, bool reverse, int activation, float leak, bool need_x, "
+        "bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(recurve, CPU, m) {
+  m.impl("lstm", lstm);
+  m.impl("gru", gru);
+  m.impl("rnn", rnn);
+  m.impl("sequence_forward", sequence_forward_cpu);
+  m.impl("sequence_backward", sequence_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(recurve, Autograd, m) {
+  m.impl("lstm", lstm);
+  m.impl("gru", gru);
+  m.impl("rnn", rnn);
+}
+
+}  // namespace recurve

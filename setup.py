@@ -1,0 +1,138 @@
+"""Builds the extension `recurve._C` with ninja: CPU sources always, CUDA sources where torch and nvcc allow.
+
+RECURVE_BUILD decides: `auto` (default) builds what can be built and installs without the rest, loudly; `cpu` and
+`cuda` fail when they cannot be had; `none` builds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+MODES = ("auto", "cpu", "cuda", "none")
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", *WARNINGS]
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS |= {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
+    }
+
+CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
+
+
+def shout(*lines: str) -> None:
+    """A message that survives a quiet pip."""
+    bar = "=" * 100
+    text = "\n".join(["", bar, *lines, bar, ""])
+    sys.stderr.write(text)
+    try:
+        Path("/dev/tty").write_text(text)
+    except OSError:
+        return  # no terminal: stderr has it
+
+
+def sources(folder: str, suffix: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc", folder).glob(f"*{suffix}"))
+
+
+def cuda_obstacle() -> str | None:
+    """Why CUDA sources cannot be built here; None if they can."""
+    import torch
+    from torch.utils import cpp_extension
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if cpp_extension.CUDA_HOME is None:
+        return "nvcc is not found; set CUDA_HOME"
+    if not sources("cuda", ".cu"):
+        return "this version has no CUDA kernels"
+    return None
+
+
+def extension_arguments(mode: str) -> dict:
+    from torch.utils import cpp_extension
+
+    obstacle = cuda_obstacle()
+    if mode == "cuda" and obstacle is not None:
+        raise SystemExit(f"RECURVE_BUILD=cuda cannot be had: {obstacle}")
+    with_cuda = obstacle is None and mode != "cpu"
+    defines = [("RECURVE_DEVICES", '"cpu, cuda"' if with_cuda else '"cpu"')]
+    arguments: dict = {
+        "name": "recurve._C",
+        "sources": [*sources("torch", ".cpp"), "csrc/cpu/dispatch.cpp"],
+        "define_macros": defines,
+        "extra_compile_args": {"cxx": FLAGS},
+        "extra_link_args": ["-fopenmp"],
+        "depends": [str(path) for path in Path("csrc").rglob("*.h")],
+    }
+    if not with_cuda:
+        return {"ext_modules": [cpp_extension.CppExtension(**arguments)]}
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    arguments["sources"] += sources("cuda", ".cu") + sources("torch/cuda", ".cpp")
+    arguments["extra_compile_args"]["nvcc"] = ["-std=c++20", "-O3"]
+    return {"ext_modules": [cpp_extension.CUDAExtension(**arguments)]}
+
+
+def build_command(mode: str) -> type:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        """Compiles the kernels once per instruction set; in mode `auto` a failure leaves a native-only install."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if mode != "auto":
+                    raise
+                self.extensions = []
+                shout(
+                    "Recurve: the extension could not be built; everything will run on torch's slower native ops.",
+                    f"Reason: {str(error).strip().splitlines()[-1]}",
+                    "It needs a C++20 compiler (g++ 11 or clang 15, or newer), ninja and Python's headers.",
+                    "To see the whole error: RECURVE_BUILD=cpu python setup.py build_ext --inplace",
+                )
+
+        def build_extension(self, extension) -> None:
+            for name, flags in INSTRUCTION_SETS.items():
+                extension.extra_objects += self.compiler.compile(
+                    ["csrc/cpu/kernels.cpp"],
+                    output_dir=str(Path(self.build_temp, name)),
+                    macros=[("RECURVE_ISA", name)],
+                    extra_postargs={"cxx": [*FLAGS, *flags]} if self.use_ninja else [*FLAGS, *flags],
+                    depends=extension.depends,
+                )
+            super().build_extension(extension)
+
+    return Build
+
+
+def extension() -> dict:
+    """The arguments of `setup` that concern the extension; none where there is to be none."""
+    mode = os.environ.get("RECURVE_BUILD", "auto")
+    if mode not in MODES:
+        raise SystemExit(f"RECURVE_BUILD={mode} is unknown; allowed: {', '.join(MODES)}")
+    if mode == "none":
+        return {}
+    try:
+        return extension_arguments(mode) | {"cmdclass": {"build_ext": build_command(mode)}}
+    except ImportError as error:
+        if mode != "auto":
+            raise SystemExit(
+                f"RECURVE_BUILD={mode} needs torch, setuptools and ninja at build time: {error}; install them, then "
+                "build with --no-build-isolation"
+            ) from error
+        shout(
+            f"Recurve: {error}; the extension is not built and everything will run on torch's native ops.",
+            "Install torch and ninja first, then `pip install --no-build-isolation .`",
+        )
+        return {}
+
+
+setup(**extension())
