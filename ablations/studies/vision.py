@@ -89,7 +89,7 @@ _SETTINGS = {
     "shifted_images": 1000,
     "shift_pixels": 3,
     "rotate_degrees": 15,
-    "epochs": 5,
+    "epochs": 8,
     "batch_size": 64,
     "learning_rate": 5e-3,
 }
