@@ -14,7 +14,11 @@ from ablations.report.numbers import count, listing
 from ablations.statistics import effects, one_factor_runs
 
 # Forecasts without a network, which a study may record beside its primary response and in its unit.
-REFERENCES = {"persistence_error": "persistence", "log_quadratic_error": "log-quadratic extrapolation"}
+REFERENCES = {
+    "persistence_error": "persistence",
+    "log_linear_error": "log-linear extrapolation",
+    "log_quadratic_error": "log-quadratic extrapolation",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
     table = records.table(study)
     runs, notes = _select(table, declaration, preset)
     done = runs[runs["status"] == "done"] if len(runs) else runs
-    found = effects(runs, declaration) if len(done) else pd.DataFrame()
+    found = effects(runs, declaration) if len(runs) else pd.DataFrame()
     curves = records.curves(study) if len(done) else pd.DataFrame()
     if len(curves):
         curves = curves.merge(done, on="key")

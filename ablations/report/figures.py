@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from ablations.report.evidence import REFERENCES, Evidence
-from ablations.report.numbers import decimals, in_sentence, number, scale, unit_of_difference, with_unit
+from ablations.report.numbers import decimals, heading, in_sentence, number, scale, unit_of_difference, with_unit
 from ablations.statistics import ALPHA, mean_interval, one_factor_runs
 
 INK, MUTED, GRID = "#1b2733", "#66727e", "#d9dfe5"  # the page replaces these by its own, light or dark
@@ -39,6 +40,7 @@ VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "undecided": (MUTED, "o"),
     "": (MUTED, "o"),
 }
+REFERENCE_CAPTION = " Dashed lines are forecasts without a network, averaged over the baseline's test sets."
 WIDTH = 7.2  # inches: a page of a journal
 
 THEME: dict[Any, Any] = {
@@ -110,7 +112,7 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     """Difference to the baseline of every level in the primary response, with 95 % intervals and margins."""
     response = declaration["responses"][0]
     rows = effects[(effects["response"] == response["name"]) & (effects["n"] > 0)]
-    labels = {factor["name"]: factor["label"] for factor in declaration["factors"]}
+    labels = {factor["name"]: heading(factor["label"]) for factor in declaration["factors"]}
     by, y, ticks = scale(response), 0.0, []
     figure = Figure(figsize=(WIDTH, 1.3 + 0.3 * len(rows) + 0.42 * rows["factor"].nunique()))
     axes = figure.add_subplot()
@@ -144,7 +146,7 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     unit = unit_of_difference(response).strip()
     sides = ("better", "worse") if response["better"] == "lower" else ("worse", "better")
     measured = f"difference in {in_sentence(response['label'])}" + (f" ({unit})" if unit else "")
-    axes.set_xlabel(f"← {sides[0]}      {measured}      {sides[1]} →")
+    axes.set_xlabel(f"← {sides[0]}          {sides[1]} →\n{_wrapped(measured, 70)}")
     handles: list[Artist] = [
         Line2D([], [], color=c, marker=m, ms=6, mew=1.5, lw=2, label=word,
                markerfacecolor="white" if word == "undecided" else c)
@@ -170,7 +172,7 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
     )[0]
     for axes, factor in zip(panels, factors, strict=True):
         _seeds_and_means(axes, data[data["factor"] == factor["name"]], present[factor["name"]], chosen)
-        axes.set_title(_wrapped(factor["label"], 1 + 6 * len(present[factor["name"]])))
+        axes.set_title(_wrapped(heading(factor["label"]), 1 + 6 * len(present[factor["name"]])))
     if chosen is declaration["responses"][0]:
         _reference_lines(panels, done, chosen)
     panels[0].set_ylabel(_wrapped(with_unit(chosen), 38))
@@ -215,12 +217,14 @@ def accuracy_against_parameters(
             axes.plot(x, y[0], marker, color=colour, ms=13 if position == 0 else 7)
             labels.append((x, float(y[0]), text, colour))
         if (data["factor"] == factor["name"]).any():
-            points.append(Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=factor["label"]))
+            points.append(
+                Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
+            )
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.12)
     _plain_log_ticks(axes)
     axes.set_xlabel("Parameters")
-    axes.set_ylabel(with_unit(response))
+    axes.set_ylabel(_wrapped(with_unit(response), 44))
     figure.legend(handles=points, loc="outside upper center", ncols=len(points))
     _place_labels(figure, axes, labels)
     return figure
@@ -233,7 +237,7 @@ def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.4))
     panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
     origins = sorted(table["origin"].dropna().unique())
-    colours = dict(zip(origins, [PALETTE[0], PALETTE[1], PALETTE[2]], strict=False))
+    colours = dict(zip(origins, itertools.cycle(PALETTE), strict=False))
     for axes, title in zip(panels, chosen, strict=True):
         mine = table[table["title"] == title]
         truth, observed = (mine[mine["kind"] == kind] for kind in ("truth", "observed"))
@@ -332,14 +336,9 @@ def draw(evidence: Evidence) -> list[Drawing]:
     add(
         "levels",
         "Every seed",
-        f"{primary['label']} of each level: small dots are seeds, thin lines join runs of the same seed, large dots "
-        "their mean with its 95 % t interval. Intervals of single levels may overlap where the paired difference is "
-        "clear: seeds share data."
-        + (
-            " Dashed lines: forecasts without a network, mean over the baseline's test sets."
-            if evidence.references
-            else ""
-        ),
+        f"{heading(primary['label'])} of each level: small dots are seeds, thin lines join runs of the same seed, "
+        "large dots are means with 95 % t intervals. Intervals of single levels may overlap where the paired difference "
+        f"is clear: seeds share data.{REFERENCE_CAPTION if evidence.references else ''}",
         f"Dot plots of {label} by level, one panel per factor.",
         levels(done, declaration),
     )
@@ -356,7 +355,7 @@ def draw(evidence: Evidence) -> list[Drawing]:
     if "parameters" in done:
         add(
             "parameters",
-            f"{primary['label']} against size",
+            f"{heading(primary['label'])} against size",
             f"Mean of {label} with its 95 % t interval against the number of parameters (log scale).",
             f"Scatter plot of {label} against parameters, a point per level.",
             accuracy_against_parameters(done, declaration),
@@ -427,7 +426,7 @@ def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response:
 
 
 def _reference_lines(panels: Any, done: pd.DataFrame, response: Mapping[str, Any]) -> None:
-    for column, style in zip([name for name in REFERENCES if name in done], ("--", ":"), strict=False):
+    for column, style in zip([name for name in REFERENCES if name in done], ("--", "-.", ":"), strict=False):
         level = float(done[column].mean()) * scale(response)
         for axes in panels:
             axes.axhline(level, color=PALETTE[1], lw=1.2, ls=style, zorder=0)
@@ -458,7 +457,7 @@ def _lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str,
             means.append(line["mean"])
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], lw=1.8, label=name)
-        axes.set_title(factor["label"])
+        axes.set_title(heading(factor["label"]))
         axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
     for axes in panels[len(factors) :]:
         axes.set_visible(False)
@@ -525,20 +524,11 @@ def _epidemic(seen: list[tuple[int, int, dict[str, np.ndarray], float]]) -> pd.D
     frames = [
         pd.DataFrame({"kind": kind, "day": day[near], "value": arrays[kind][i][near]}) for kind in ("truth", "observed")
     ]
-    origins = arrays["origin"].astype(float)
-    wanted = [origins[origins < 0].max(initial=-math.inf), 0, origins[origins > 0].min(initial=math.inf)]
     for seed, k, theirs, _ in seen:
         for j, origin in enumerate(theirs["origin"]):
-            if origin in wanted:
-                ahead = origin + 1 + np.arange(theirs["forecast"].shape[-1])
-                frame = {
-                    "kind": "forecast",
-                    "day": ahead,
-                    "value": theirs["forecast"][k, j],
-                    "origin": origin,
-                    "seed": seed,
-                }
-                frames.append(pd.DataFrame(frame))
+            ahead = origin + 1 + np.arange(theirs["forecast"].shape[-1])
+            frame = {"kind": "forecast", "day": ahead, "value": theirs["forecast"][k, j], "origin": origin}
+            frames.append(pd.DataFrame(frame | {"seed": seed}))
     return pd.concat(frames, ignore_index=True)
 
 

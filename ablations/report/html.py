@@ -15,11 +15,19 @@ import pandas as pd
 from ablations.report.evidence import Evidence
 from ablations.report.figures import GRID, INK, MUTED, Drawing
 from ablations.report.narrative import Card, Story
-from ablations.report.numbers import decimals, number, scale, with_unit
+from ablations.report.numbers import decimals, heading, number, scale, with_unit
 from ablations.statistics import RULES, mean_interval, one_factor_runs
 
 MARKS = {"supported": "✓", "contradicted": "✗", "equivalent": "≈", "undecided": "?"}
-PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", "#ffffff": "var(--card)"}
+PAGE_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    "#ffffff": "var(--card)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--orange)",
+    "#009e73": "var(--green)",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ def page(sections: Sequence[Section], preset: str, command: str, notes: Sequence
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"inline": inline, "fine": fine}
+    environment.filters |= {"inline": inline, "fine": fine, "heading": heading}
     environment.globals |= {"bar": bar, "means": means, "marks": MARKS}
     template = environment.get_template("report.html")
     return template.render(sections=sections, preset=preset, command=command, notes=notes, rules=RULES)
@@ -59,10 +67,10 @@ def inline(svg: str, name: str) -> markupsafe.Markup:
 
 
 def fine(text: str) -> markupsafe.Markup:
-    """A sentence with its intervals and p values set smaller, so that the sentence reads on."""
-    return markupsafe.Markup(
-        re.sub(r"\(([^()]*n = [^()]*)\)", r'<span class="fine">(\1)</span>', str(markupsafe.escape(text)))
-    )
+    """A sentence with its intervals set smaller, so that it reads on, and with its numbers kept beside their units."""
+    escaped = str(markupsafe.escape(text))
+    kept = re.sub(r"(?<=\d) (?=%|ms|s\b)|(?<=\b[np]) (?=[=&])|(?<=[=;]) (?=\d)", "\N{NO-BREAK SPACE}", escaped)
+    return markupsafe.Markup(re.sub(r"\(([^()]*\bn\s=[^()]*)\)", r'<span class="fine">(\1)</span>', kept))
 
 
 def bar(card: Card, section: Section) -> dict[str, float] | None:
@@ -80,7 +88,7 @@ def bar(card: Card, section: Section) -> dict[str, float] | None:
 def means(evidence: Evidence) -> dict[str, Any]:
     """The table of means per level: a heading per response and rows of factor, level, runs and cells."""
     responses = [r for r in evidence.declaration["responses"] if r["name"] in evidence.runs]
-    labels = {factor["name"]: factor["label"] for factor in evidence.declaration["factors"]}
+    labels = {factor["name"]: heading(factor["label"]) for factor in evidence.declaration["factors"]}
     rows = []
     for (factor, level), mine in one_factor_runs(evidence.runs, evidence.declaration).groupby(
         ["factor", "level"], sort=False

@@ -41,12 +41,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One factor: its label, its baseline level, its cards, and the levels that were not run."""
+    """One factor: its label, its baseline level, its cards, and what is said of levels without."""
 
     label: str
     baseline: str
     cards: list[Card]
-    absent: str
+    absent: str  # says which levels have no run, or no finished one
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,25 @@ def tell(evidence: Evidence) -> Story:
 def _summary(evidence: Evidence) -> list[str]:
     question = f"We asked: {in_sentence(evidence.declaration['question'])}"
     done, rows = evidence.done, _primary_rows(evidence)
+    compared = rows[rows["n"] > 0] if len(rows) else rows
     if done.empty:
         return [question, "No finished run of this preset is on record, so nothing is known yet."]
     factors = [f["name"] for f in evidence.declaration["factors"] if f["name"] in done]
     conditions = count(len(done[factors].drop_duplicates()), "condition")
     data = f"{count(len(done), 'finished run')} ({conditions}, {count(done['seed'].nunique(), 'seed')})"
-    if rows.empty:
+    if compared.empty:
         return [question, f"The {data} hold no pair of level and baseline, so there is nothing to compare yet."]
     words = rows.loc[rows["expects"] != "", "verdict"].value_counts()
     verdicts = [f"{words[word]} {word}" for word in VERDICTS if word in words]
     known = f"{count(int(words.sum()), 'hypothesis', 'hypotheses')} tested on {data}: {listing(verdicts)}."
-    return [question, known, _largest(rows, evidence)]
+    return [question, known, _largest(compared, evidence)]
 
 
 def _largest(rows: pd.DataFrame, evidence: Evidence) -> str:
     """The sentence on the largest gain and the largest loss, among detected differences."""
     response, labels = evidence.primary, {f["name"]: f["label"] for f in evidence.declaration["factors"]}
+    if rows["n"].max() < 2:
+        return "One seed cannot show which of the differences are more than chance."
     detected = [row for _, row in rows.iterrows() if row["p_holm"] <= ALPHA]
     if not detected:
         return f"No level changed {in_sentence(response['label'])} by an amount that we could detect."
@@ -99,7 +102,7 @@ def _largest(rows: pd.DataFrame, evidence: Evidence) -> str:
 
 def _primary_rows(evidence: Evidence) -> pd.DataFrame:
     rows = evidence.effects
-    return rows[(rows["response"] == evidence.primary["name"]) & (rows["n"] > 0)] if len(rows) else rows
+    return rows[rows["response"] == evidence.primary["name"]] if len(rows) else rows
 
 
 def _references(evidence: Evidence) -> list[str]:
@@ -130,16 +133,22 @@ def _references(evidence: Evidence) -> list[str]:
 
 
 def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
-    cards, absent = [], []
+    cards, unfinished, absent = [], [], []
+    runs = one_factor_runs(evidence.runs, evidence.declaration) if len(evidence.runs) else evidence.runs
+    tried = set(runs.loc[runs["factor"] == factor["name"], "level"]) if len(runs) else set()
     for level in factor["levels"][1:]:
         rows = evidence.effects
         rows = rows[(rows["factor"] == factor["name"]) & (rows["level"] == level["name"])] if len(rows) else rows
         if len(rows):
             cards.append(_card(level, rows, evidence))
         else:
-            absent.append(level["name"])
-    baseline = factor["levels"][0]["name"]
-    return Chapter(factor["label"], baseline, cards, f"Not run under this preset: {listing(absent)}." if absent else "")
+            (unfinished if level["name"] in tried else absent).append(level["name"])
+    remarks = [
+        f"{words}: {listing(names)}."
+        for words, names in (("No run finished", unfinished), ("Not run under this preset", absent))
+        if names
+    ]
+    return Chapter(factor["label"], factor["levels"][0]["name"], cards, " ".join(remarks))
 
 
 def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> Card:
@@ -149,16 +158,16 @@ def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> C
         because = hypothesis["because"].rstrip(".")
         trying = f"Let's try {hypothesis['trying']}, because we might assume that {because}."
     by_name = {row["response"]: row for _, row in rows.iterrows()}
-    sentences = []
+    sentences, unmeasured = [], []
     for kind, words in KINDS.items():
         mine = [response for response in responses if response["kind"] == kind]
-        clauses = [_clause(by_name[r["name"]], r, evidence) for r in mine if r["name"] in by_name]
-        unmeasured = [in_sentence(r["label"]) for r in mine if r["name"] not in by_name or by_name[r["name"]]["n"] == 0]
-        clauses = [clause for clause in clauses if clause]
-        if clauses:
+        measured = [r for r in mine if r["name"] in by_name and by_name[r["name"]]["n"]]
+        if measured:
+            clauses = [_clause(by_name[r["name"]], r, evidence) for r in measured]
             sentences.append(f"The effect on {words} was {listing(clauses, '; ')}.")
-        if unmeasured:
-            sentences.append(f"The effect on {listing(unmeasured)} was not measured: no seed has it on both sides.")
+        unmeasured += [in_sentence(r["label"]) for r in mine if r not in measured]
+    if unmeasured:
+        sentences.append(f"Without a seed that has it on both sides, so not compared: {listing(unmeasured)}.")
     row = by_name.get(responses[0]["name"], rows.iloc[0])
     sentences += _losses(row, by_name, responses)
     conclusion = _conclusion(row, evidence) if hypothesis and row["response"] == responses[0]["name"] else ""
@@ -182,10 +191,8 @@ def _losses(row: pd.Series, by_name: Mapping[str, pd.Series], responses: list[di
 
 
 def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> str:
-    """What comes after "The effect on ... was" for one response; empty if it was not measured."""
+    """What comes after "The effect on ... was" for one response."""
     label = in_sentence(response["label"])
-    if row["n"] == 0:
-        return ""
     values = _values(row["value"], row["baseline"], row, response)
     if row["measure"] == "exact":
         if row["mean"] == 0:
@@ -259,15 +266,15 @@ def _shift(row: pd.Series, response: Mapping[str, Any]) -> str:
 
 
 def _certainty(row: pd.Series, response: Mapping[str, Any]) -> str:
-    """Interval, number of seeds and p value."""
+    """Interval, number of seeds and, for a tested hypothesis, its corrected p value."""
     if row.get("measure", "difference") == "difference":
         low, high = (number(row[x] * scale(response), _digits(row, response), sign=True) for x in ("low", "high"))
         interval = f"{low} to {high}"
     else:
         interval = f"{_percent(row['low'], row)} to {_percent(row['high'], row)} %"
     corrected = math.isfinite(row.get("p_holm", math.nan))
-    p = f"{p_value(row['p_holm'])} after Holm's correction" if corrected else p_value(row["p"])
-    return f"95 % interval {interval}, n = {int(row['n'])}, {p}"
+    p = f", {p_value(row['p_holm'])} after Holm's correction" if corrected else ""
+    return f"95 % interval {interval}, n = {int(row['n'])}{p}"
 
 
 def _percent(ratio: float, row: pd.Series) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ablations.report.html import Section
+from ablations.report.numbers import heading
 
 FIGURES = {  # figure: what draws it
     "forest": "figures.forest(evidence.effects, evidence.declaration)",
@@ -50,7 +52,10 @@ def execute(book: nbformat.NotebookNode, folder: Path) -> None:
     client = NotebookClient(
         book, timeout=300, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+    manager = client.create_kernel_manager()
+    with tempfile.TemporaryDirectory() as sockets:  # files of this user alone, where ports would be open to others
+        manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
+        client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
 
 
 def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
@@ -67,7 +72,7 @@ def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
         cells.append(new_code_cell(f'evidence.effects.query("response == {primary!r}")[{COLUMNS}].round(4)'))
     for chapter in story.chapters:
         if chapter.cards:
-            parts = [f"### {chapter.label}", f"Baseline: {chapter.baseline}. {chapter.absent}"]
+            parts = [f"### {heading(chapter.label)}", f"Baseline: {chapter.baseline}. {chapter.absent}"]
             for card in chapter.cards:
                 verdict = f"**{card.verdict.capitalize()}.** " if card.verdict else ""
                 parts += [f"**{card.trying}**", *card.effects, f"{verdict}{card.conclusion}"]

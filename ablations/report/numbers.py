@@ -50,7 +50,13 @@ def unit_of_difference(response: Mapping[str, Any]) -> str:
 
 def with_unit(response: Mapping[str, Any]) -> str:
     """The label of a response with its unit, as it stands on axes and over columns."""
-    return f"{response['label']} ({response['unit']})" if response["unit"] else response["label"]
+    label = heading(response["label"])
+    return f"{label} ({response['unit']})" if response["unit"] else label
+
+
+def heading(label: str) -> str:
+    """A label on its own: its first letter large."""
+    return label[:1].upper() + label[1:]
 
 
 def in_sentence(label: str) -> str:
