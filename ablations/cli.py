@@ -29,7 +29,7 @@ UNSUCCESSFUL, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 1 if a run failed, 2 for a word that names nothing, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words)
+    arguments = _parse(words)
     try:
         return arguments.command(arguments)
     except DesignError as error:
@@ -205,6 +205,17 @@ def _check_recorded(named: Sequence[str], records: Records) -> None:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; unlike argparse's subcommands, words may also follow options: `run vision --seeds 5 depth=1`."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (any(word.startswith("-") for word in rest) or "words" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.words += rest
+    return arguments
 
 
 def _positive(text: str) -> int:

@@ -73,6 +73,18 @@ def test_a_word_that_names_nothing_stops_before_anything_is_written(command, wor
     assert list(tmp_path.iterdir()) == []
 
 
+def test_words_may_follow_options(capsys):
+    assert main(["plan", "planted", "--seeds", "2", "width=eight"]) == 0
+    assert "4 runs to do in 2 ensembles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["run", "planted", "--sed", "3"], ["status", "planted"]])
+def test_an_unknown_option_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--seeds", "--workers"])
 def test_numbers_must_be_above_zero(option, capsys):
     with pytest.raises(SystemExit, match="2"):
