@@ -337,8 +337,8 @@ def draw(evidence: Evidence) -> list[Drawing]:
         "levels",
         "Every seed",
         f"{heading(primary['label'])} of each level: small dots are seeds, thin lines join runs of the same seed, "
-        "large dots are means with 95 % t intervals. Intervals of single levels may overlap where the paired difference "
-        f"is clear: seeds share data.{REFERENCE_CAPTION if evidence.references else ''}",
+        "large dots are means with 95 % t intervals. Intervals of single levels may overlap where the paired "
+        f"difference is clear: seeds share data.{REFERENCE_CAPTION if evidence.references else ''}",
         f"Dot plots of {label} by level, one panel per factor.",
         levels(done, declaration),
     )

@@ -133,7 +133,9 @@ def _references(evidence: Evidence) -> list[str]:
 
 
 def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
-    cards, unfinished, absent = [], [], []
+    cards: list[Card] = []
+    unfinished: list[str] = []
+    absent: list[str] = []
     runs = one_factor_runs(evidence.runs, evidence.declaration) if len(evidence.runs) else evidence.runs
     tried = set(runs.loc[runs["factor"] == factor["name"], "level"]) if len(runs) else set()
     for level in factor["levels"][1:]:

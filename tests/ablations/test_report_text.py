@@ -1,0 +1,177 @@
+"""Claims of the report's words: every number can be recomputed from runs.csv, and every sentence says what it may."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from scipy import stats
+
+from ablations.records import Records
+from ablations.report.evidence import gather
+from ablations.report.narrative import tell
+from ablations.report.numbers import MINUS, count, decimals, in_sentence, listing, number, p_value
+from ablations.statistics import effects
+
+NUMBER = rf"[+{MINUS}]?\d[\d,]*(?:\.\d+)?"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    records = Records(tmp_path_factory.mktemp("runs"))
+    synthetic.write_study(records, synthetic.EPIDEMIC, seeds=6)
+    synthetic.write_study(records, synthetic.VISION, seeds=5)
+    return records
+
+
+@pytest.fixture(scope="module", params=["epidemic", "vision"])
+def story(request, records, tmp_path_factory):
+    """A study's declaration, its runs as read back from CSV, and its story."""
+    evidence = gather(records, request.param, "quick")
+    path = tmp_path_factory.mktemp("csv") / "runs.csv"
+    evidence.runs.to_csv(path, index=False)
+    return (
+        evidence.declaration,
+        pd.read_csv(path, dtype=dict.fromkeys(("history", "depth", "dense"), str)),
+        tell(evidence),
+    )
+
+
+def value(text: str) -> float:
+    return float(text.replace(MINUS, "-").replace(",", ""))
+
+
+def shown(text: str, exact: float) -> bool:
+    """Whether the text is that number, rounded to the digits it shows."""
+    places = len(text.partition(".")[2])
+    return abs(value(text) - exact) <= 0.5000001 * 10.0**-places
+
+
+def pairs(runs, declaration, factor, level, response):
+    baseline = {f["name"]: f["levels"][0]["name"] for f in declaration["factors"]}
+
+    def select(levels):
+        mask = np.logical_and.reduce([runs[name] == chosen for name, chosen in levels.items()])
+        return runs[mask].set_index("seed")[response].sort_index()
+
+    return select(baseline | {factor: level}), select(baseline)
+
+
+def cards(declaration, story):
+    for factor, chapter in zip(declaration["factors"], story.chapters, strict=True):
+        for card in chapter.cards:
+            yield factor["name"], card
+
+
+def test_primary_numbers_can_be_recomputed_from_the_csv(story):
+    declaration, runs, told = story
+    primary = declaration["responses"][0]
+    by = 100 if primary["unit"] == "%" else 1
+    seen = [(factor, card.level) for factor, card in cards(declaration, told)]
+    differences = {}
+    for factor, level in seen:
+        x, y = pairs(runs, declaration, factor, level, primary["name"])
+        differences[factor, level] = (x, y, stats.ttest_rel(x, y))
+    ordered = sorted(seen, key=lambda key: differences[key][2].pvalue)
+    corrected, running = {}, 0.0
+    for k, key in enumerate(ordered):
+        running = max(running, min(1.0, differences[key][2].pvalue * (len(ordered) - k)))
+        corrected[key] = running
+    pattern = (
+        rf"({NUMBER})[a-z ]* \(95 % interval ({NUMBER}) to ({NUMBER}), n = (\d+), p ([<=]) ({NUMBER}) after Holm's "
+        rf"correction; ({NUMBER}) against ({NUMBER})"
+    )
+    for factor, card in cards(declaration, told):
+        x, y, test = differences[factor, card.level]
+        match = re.search(pattern, card.effects[0])
+        assert match, card.effects[0]
+        mean, low, high, n, relation, p, ours, theirs = match.groups()
+        interval = test.confidence_interval(0.95)
+        for text, exact in ((mean, (x - y).mean()), (low, interval.low), (high, interval.high)):
+            assert shown(text, exact * by)
+        assert shown(ours, x.mean() * by)
+        assert shown(theirs, y.mean() * by)
+        assert int(n) == len(x)
+        if relation == "<":
+            assert corrected[factor, card.level] < float(p)
+        else:
+            assert float(p) == pytest.approx(corrected[factor, card.level], rel=0.05)
+
+
+def test_every_other_number_in_the_text_can_be_recomputed_from_the_csv(story):
+    declaration, runs, told = story
+    for factor, card in cards(declaration, told):
+        exact = []
+        for response in declaration["responses"]:
+            x, y = pairs(runs, declaration, factor, card.level, response["name"])
+            exact.append(len(x))
+            if response["kind"] == "complexity":
+                logs = np.log(x / y)
+                half = stats.t.ppf(0.975, len(x) - 1) * logs.std() / math.sqrt(len(x))
+                exact += [100 * math.expm1(logs.mean() + shift) for shift in (-half, 0, half)]
+                exact += [side for mean in (stats.gmean(x), stats.gmean(y)) for side in (mean, 1000 * mean)]
+            else:
+                by = 100 if response["unit"] == "%" else 1
+                interval = stats.ttest_rel(x, y).confidence_interval(0.95)
+                exact += [by * v for v in ((x - y).mean(), interval.low, interval.high, x.mean(), y.mean())]
+        text = re.sub(r"95 % interval|p [<=] [\d.]+", "", " ".join(card.effects))
+        for found in re.findall(NUMBER, text):
+            assert any(shown(found, candidate) for candidate in exact), (found, text)
+
+
+def test_summary_has_three_sentences_and_counts_every_verdict(story):
+    declaration, runs, told = story
+    assert len(told.summary) == 3
+    verdicts = [card.verdict for _, card in cards(declaration, told)]
+    for word in set(verdicts):
+        assert f"{verdicts.count(word)} {word}" in told.summary[1]
+    assert f"{len(runs)} finished runs" in told.summary[1]
+
+
+def test_reference_forecasts_are_compared_with_the_baseline_network(records):
+    told = tell(gather(records, "epidemic", "quick"))
+    assert told.references[0].startswith("The baseline network beats persistence")
+    assert "log-quadratic extrapolation" in told.references[1]
+
+
+def test_each_hypothesis_is_told_as_it_was_declared(story):
+    declaration, _, told = story
+    declared = [level["hypothesis"] for factor in declaration["factors"] for level in factor["levels"][1:]]
+    for hypothesis, (_, card) in zip(declared, cards(declaration, told), strict=True):
+        assert card.trying == f"Let's try {hypothesis['trying']}, because we might assume that {hypothesis['because']}."
+        starts = [
+            "The effect on accuracy was",
+            "The effect on learning convergence was",
+            "The effect on model complexity was",
+        ]
+        assert [any(sentence.startswith(start) for sentence in card.effects) for start in starts] == [True] * 3
+
+
+def test_missed_values_are_named_beside_the_numbers(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.VISION, seeds=4)
+    evidence = gather(records, "vision", "quick")
+    runs = evidence.runs.copy()
+    runs.loc[(runs["head"] == "gap") & (runs["seed"] == 1), "epochs_to_converge"] = np.inf
+    told = tell(replace(evidence, runs=runs, effects=effects(runs, evidence.declaration)))
+    card = next(card for chapter in told.chapters for card in chapter.cards if card.level == "gap")
+    assert "Without a finite value of epochs to converge: 1 run of this level and no runs of the baseline" in " ".join(
+        card.effects
+    )
+
+
+def test_numbers_are_humane():
+    assert number(-0.02994, 4, sign=True) == f"{MINUS}0.0299"
+    assert number(0.00001, 2, sign=True) == "0.00"
+    assert number(12931.0) == "12,931"
+    assert number(0.004567) == "0.00457"
+    assert number(math.nan) == "unknown"
+    assert [decimals(x) for x in (0.0053, 0.17, 2.5, 40.0)] == [4, 2, 1, 0]
+    assert [p_value(p) for p in (0.0004, 0.0312, 1.0, math.nan)] == ["p < 0.001", "p = 0.031", "p = 1", "p unknown"]
+    assert listing(["a", "b", "c"]) == "a, b and c"
+    assert listing(["a b", "c", "d"], "; ") == "a b; c; and d"
+    assert [count(n, "run") for n in (0, 1, 2)] == ["no runs", "1 run", "2 runs"]
+    assert [in_sentence(label) for label in ("Test accuracy", "SIR error")] == ["test accuracy", "SIR error"]
