@@ -8,8 +8,6 @@
 
 namespace recurve {
 
-enum class Activation : int { tanh = 0, relu = 1, sigmoid = 2 };
-
 // LSTM (Gers et al. 2000): c = f c' + i g, h = o tanh(c).
 template <class V>
 struct LstmGates {
@@ -72,35 +70,6 @@ RECURVE_INLINE GruGradients<V> gru_backward(const GruGates<V>& gates, V n_hidden
   const V dn = dh * (one - gates.z) * (one - gates.n * gates.n);
   return {dn, dn * n_hidden * gates.r * (one - gates.r), dh * (h_before - gates.n) * gates.z * (one - gates.z),
           dn * gates.r, dh * gates.z};
-}
-
-// Elman network with leaky units: a = activation(pre), h = (1 - leak) h' + leak a.
-template <class V>
-RECURVE_INLINE V rnn_activate(V pre, Activation activation) {
-  using T = typename Real<V>::Scalar;
-  switch (activation) {
-    case Activation::tanh:
-      return tanh(pre);
-    case Activation::sigmoid:
-      return sigmoid(pre);
-    default:
-      return pre < static_cast<T>(0) ? V{} : pre;
-  }
-}
-
-// The activation's derivative, from its value.
-template <class V>
-RECURVE_INLINE V rnn_slope(V activated, Activation activation) {
-  using T = typename Real<V>::Scalar;
-  const T one = 1;
-  switch (activation) {
-    case Activation::tanh:
-      return one - activated * activated;
-    case Activation::sigmoid:
-      return activated * (one - activated);
-    default:
-      return activated > static_cast<T>(0) ? V{} + one : V{};
-  }
 }
 
 }  // namespace recurve

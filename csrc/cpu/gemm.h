@@ -83,7 +83,7 @@ void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t m1, int64_t
           RECURVE_UNROLL
           for (int i = 0; i < G; ++i) acc[r][i] = zero_vector<T>();
         }
-        product<T, R, G>(acc, a_rows, packed_b + p * panel * K, K);
+        product<T, R, G>(acc, a_rows, packed_b + p * panel * K, panel, K);
         RECURVE_UNROLL
         for (int r = 0; r < R; ++r) {
           RECURVE_UNROLL

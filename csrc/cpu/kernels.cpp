@@ -1,6 +1,7 @@
 // All CPU kernels for one instruction set: compiled once per set, with its flags and RECURVE_ISA as its name.
 #include "kernels.h"
 
+#include "conv.h"
 #include "gemm.h"
 #include "recurrent.h"
 
@@ -14,8 +15,8 @@ namespace recurve {
 extern const InstructionSet RECURVE_TABLE(RECURVE_ISA);
 const InstructionSet RECURVE_TABLE(RECURVE_ISA) = {
     RECURVE_TEXT(RECURVE_ISA),
-    {sequence_forward<float>, sequence_backward<float>, gemm<float>},
-    {sequence_forward<double>, sequence_backward<double>, gemm<double>},
+    {sequence_forward<float>, sequence_backward<float>, gemm<float>, conv_forward<float>, conv_backward<float>},
+    {sequence_forward<double>, sequence_backward<double>, gemm<double>, conv_forward<double>, conv_backward<double>},
 };
 
 }  // namespace recurve

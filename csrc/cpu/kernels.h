@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/activation.h"
 #include "../core/cells.h"
 
 namespace recurve {
@@ -73,14 +74,52 @@ struct Gemm {
   bool accumulate;
 };
 
+enum class Pool : int { none = 0, max, average };
+
+constexpr const char* pool_names[] = {"none", "max", "average"};
+
+// Convolution (cross-correlation), bias, activation, pooling over windows that do not overlap.
+struct ConvShape {
+  int64_t models, batch, channels, height, width, outputs;
+  int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
+  Activation activation;
+  Pool pool;
+  int64_t window[2];  // of the pooling; 1, 1 without
+  bool shared;        // all models read the same x
+
+  int64_t convolved(int axis) const {
+    const int64_t size = axis == 0 ? height : width;
+    return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
+  }
+  int64_t pooled(int axis) const { return convolved(axis) / window[axis]; }
+};
+
 template <class T>
-struct ConvBlock;
+struct ConvForward {
+  ConvShape shape;
+  const T* x;       // (B, C, H, W) if shared, else (E, B, C, H, W)
+  const T* weight;  // (E, O, C / groups, kH, kW)
+  const T* bias;    // (E, O), or null
+  T* y;             // (E, B, O, pooled H, pooled W)
+};
+
+template <class T>
+struct ConvBackward {
+  ConvShape shape;
+  const T *x, *weight, *bias;
+  const T* dy;
+  T* dx;       // (E, B, C, H, W), or null
+  T* dweight;  // like weight, or null
+  T* dbias;    // (E, O), or null
+};
 
 template <class T>
 struct Kernels {
   void (*sequence_forward)(const SequenceForward<T>&, const Parallel&);
   void (*sequence_backward)(const SequenceBackward<T>&, const Parallel&);
   void (*gemm)(const Gemm<T>&, const Parallel&);
+  void (*conv_forward)(const ConvForward<T>&, const Parallel&);
+  void (*conv_backward)(const ConvBackward<T>&, const Parallel&);
 };
 
 struct InstructionSet {

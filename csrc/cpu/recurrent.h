@@ -120,7 +120,7 @@ struct RnnForward {
                                            const Vector<T>* product) {
     using V = Vector<T>;
     const T leak = static_cast<T>(s.shape.leak);
-    const V a = rnn_activate(product[0] + load(at.gates, at.count), s.shape.activation);
+    const V a = activate(product[0] + load(at.gates, at.count), s.shape.activation);
     if (s.keep) store(at.gates, a, at.count);
     store(at.y, leak == 1 ? a : a * leak + load(at.h_before, at.count) * (1 - leak), at.count);
   }
@@ -160,7 +160,7 @@ void forward_rows(const SequenceForward<T>& s, const T* packed, int64_t model, i
           RECURVE_UNROLL
           for (int p = 0; p < P; ++p) acc[r][p] = zero_vector<T>();
         }
-        product<T, R, P>(acc, h_before + r0, panel, H);
+        product<T, R, P>(acc, h_before + r0, panel, P * lanes<T>, H);
         for (int r = 0; r < R; ++r) {
           if (!active[r0 + r]) continue;
           const int64_t b = row0 + r0 + r, row = row_at(t, b);
@@ -280,7 +280,8 @@ struct RnnBackward {
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceBackward<T>& s, const BackwardUnit<T>& at, Vector<T> dh) {
     const T leak = static_cast<T>(s.shape.leak);
-    const Vector<T> slope = rnn_slope(load(at.gates, at.count), s.shape.activation);
+    const Vector<T> a = load(at.gates, at.count);
+    const Vector<T> slope = activation_slope(a, a, s.shape.activation);
     store(at.dgates, dh * slope * leak, at.count);
     store(at.dh_carry, dh * (1 - leak), at.count);
   }
@@ -336,7 +337,7 @@ void backward_rows(const SequenceBackward<T>& s, const T* packed, int64_t model,
           RECURVE_UNROLL
           for (int g = 0; g < G; ++g) acc[r][g] = zero_vector<T>();
         }
-        if (step < T_ - 1) product<T, R, G>(acc, from_gates + r0, panel, gates);
+        if (step < T_ - 1) product<T, R, G>(acc, from_gates + r0, panel, width, gates);
         for (int r = 0; r < R; ++r) {
           const RowStep& at = now[r0 + r];
           const RowStep& after = later[r0 + r];

@@ -93,13 +93,13 @@ RECURVE_INLINE void store(T* to, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 
-// acc[r][g] += sum over k of a[r][k] * w[k][g]: R rows of `a` against a packed panel of G vectors per k.
+// acc[r][g] += sum over k of a[r][k] * w[k][g]: R rows of `a` against G vectors per k, `stride` elements apart.
 template <class T, int R, int G>
-RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* w, int64_t K) {
+RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* w, int64_t stride, int64_t K) {
   for (int64_t k = 0; k < K; ++k) {
     Vector<T> b[G];
     RECURVE_UNROLL
-    for (int g = 0; g < G; ++g) b[g] = load(w + (k * G + g) * lanes<T>);
+    for (int g = 0; g < G; ++g) b[g] = load(w + k * stride + g * lanes<T>);
     RECURVE_UNROLL
     for (int r = 0; r < R; ++r) {
       RECURVE_UNROLL

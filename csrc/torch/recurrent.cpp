@@ -397,8 +397,10 @@ std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& h0, const Tensor& 
 std::tuple<Tensor, Tensor> rnn(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
                                const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths,
                                const OptionalTensor& resets, bool reverse, c10::string_view activation, double leak) {
-  const int64_t code = activation == "tanh" ? 0 : activation == "relu" ? 1 : activation == "sigmoid" ? 2 : -1;
-  TORCH_CHECK_VALUE(code >= 0, "activation '", activation, "' is unknown; allowed: tanh, relu, sigmoid");
+  int64_t code = 0;
+  for (const Activation allowed : {Activation::tanh, Activation::relu, Activation::sigmoid})
+    if (activation == activation_names[static_cast<int>(allowed)]) code = static_cast<int64_t>(allowed);
+  TORCH_CHECK_VALUE(code > 0, "activation '", activation, "' is unknown; allowed: tanh, relu, sigmoid");
   auto out = run_op({Cell::rnn, reverse, code, leak}, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, lengths, resets);
   return {out[0], out[1]};
 }
@@ -408,7 +410,6 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& x, const Tensor& h0, const Tensor& 
 #define RECURVE_TAIL "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? lengths, Tensor? resets"
 
 TORCH_LIBRARY_FRAGMENT(recurve, m) {
-  m.set_python_module("recurve.ops.recurrent");
   m.def("lstm(Tensor x, Tensor h0, Tensor c0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor, Tensor)");
   m.def("gru(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor)");
   m.def("rnn(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse, str activation, float leak) -> (Tensor, Tensor)");

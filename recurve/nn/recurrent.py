@@ -1,4 +1,4 @@
-"""LSTM, GRU, RNN and their cells: subclasses of `torch.nn`'s whose forward runs on `recurve.ops`."""
+"""LSTM, GRU, RNN and their cells, with the parameters and behaviour of `torch.nn`'s, running on `recurve.ops`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from recurve._backend import choose
 class _Layers(torch.nn.RNNBase):
     """The forward pass that LSTM, GRU and RNN share: one fused op per layer and direction.
 
-    Packed sequences and projections, and whatever the backend keeps native, go to torch's own forward.
+    Packed sequences and projections, and whatever the backend keeps native, go to torch's own forward. The base is
+    RNNBase, not torch's LSTM, GRU or RNN, because `torch.compile` refuses every module that is an instance of those.
     """
 
     _op: str
+    _native: type[torch.nn.RNNBase]
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
         raise NotImplementedError
@@ -26,7 +28,7 @@ class _Layers(torch.nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         native = isinstance(input, PackedSequence) or self.proj_size > 0 or choose(self._op, input) == "native"
         if native or input.dim() not in (2, 3):
-            return super().forward(input, hx)
+            return self._native.forward(self, input, hx)
         x, state, batched = self._as_batch(input, hx)
         output, last = self._layers(x, state)
         if self.batch_first:
@@ -55,13 +57,9 @@ class _Layers(torch.nn.RNNBase):
                 raise RuntimeError(f"For {kind} input, the state should also be {dimensions}-D but got {found}")
             state = state if batched else tuple(s.unsqueeze(1) for s in state)
         self.check_forward_args(x, state if states > 1 else state[0], None)  # type: ignore[arg-type]
-        if x.size(0) == 0 or x.size(1) == 0:
-            self._check_not_empty(x)
-        return (x.transpose(0, 1) if self.batch_first else x), state, batched
-
-    def _check_not_empty(self, x: Tensor) -> None:
         if x.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        return (x.transpose(0, 1) if self.batch_first else x), state, batched
 
     def _layers(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         directions = 2 if self.bidirectional else 1
@@ -86,31 +84,64 @@ class _Layers(torch.nn.RNNBase):
         return [getattr(self, name + suffix) if self.bias or name.startswith("weight") else None for name in names]
 
 
-class LSTM(_Layers, torch.nn.LSTM):
+class LSTM(_Layers):
     """`torch.nn.LSTM`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
 
     _op = "lstm"
+    _native = torch.nn.LSTM
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    permute_hidden = torch.nn.LSTM.permute_hidden
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
         return ops.lstm(x, *state, *weights, reverse=reverse)
 
 
-class GRU(_Layers, torch.nn.GRU):
+class GRU(_Layers):
     """`torch.nn.GRU`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
 
     _op = "gru"
+    _native = torch.nn.GRU
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
         return ops.gru(x, *state, *weights, reverse=reverse)
 
 
-class RNN(_Layers, torch.nn.RNN):
+class RNN(_Layers):
     """`torch.nn.RNN`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
 
     _op = "rnn"
+    _native = torch.nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_projection(kwargs)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
         return ops.rnn(x, *state, *weights, activation=self.nonlinearity, reverse=reverse)
+
+
+def _refuse_projection(arguments: dict[str, Any]) -> None:
+    if "proj_size" in arguments:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
 class _Cell(torch.nn.RNNCellBase):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from recurve.ops import recurrent
+from recurve.ops._aliases import alias
 
 GATES = {0: 4, 1: 3, 2: 1}  # by cell: lstm, gru, rnn
 GRADIENTS = {0: 4, 1: 4, 2: 1}
 LSTM, GRU, RNN = 0, 1, 2
-ACTIVATIONS = ("tanh", "relu", "sigmoid")
+ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "tanh", "sigmoid")  # by code, as in csrc/core/activation.h
 
 
 def register() -> None:
@@ -114,8 +115,8 @@ def _double_backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ..
     incoming, tensors = saved[INCOMING], saved[TENSORS]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [None if t is None else _alias(t) for t in tensors]
-        grads = [None if g is None else _alias(g) for g in incoming]
+        leaves = [None if t is None else alias(t) for t in tensors]
+        grads = [None if g is None else alias(g) for g in incoming]
         outputs = _reference(leaves, ctx.options)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
         wanted = [t for t in leaves[:7] if t is not None]
@@ -139,13 +140,6 @@ def _double_backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ..
         )
     result = [None if t is None else next(second) for t in (*grads, *leaves[:7])]
     return (*result, *[None] * (ctx.arguments - len(result)))
-
-
-def _alias(t: Tensor) -> Tensor:
-    """A tensor to differentiate by: apart from the graph behind `t`, yet tied to it for still higher derivatives."""
-    if not t.is_floating_point():
-        return t
-    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 def _matches(inner: Tensor, outer: Tensor | None) -> bool:
