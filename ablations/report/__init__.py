@@ -52,6 +52,8 @@ def build(
         for drawing in draw(evidence):
             files += drawing.save(figures)
             drawings.append((drawing, files[-1].read_text()))
+        for stale in set(figures.glob(f"{name}_*")) - set(files):
+            stale.unlink()  # of another preset, or of runs that are gone
         sections.append(Section(evidence, tell(evidence), drawings))
     index, book, table = out / "index.html", out / "report.ipynb", out / "runs.csv"
     _tidy([section.evidence for section in sections]).to_csv(table, index=False)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 from scipy import stats
 
 from ablations.report.evidence import REFERENCES, Evidence
@@ -95,6 +95,21 @@ class Drawing:
         return buffer.getvalue()
 
 
+@dataclass
+class _Point:
+    """A level in the figure of accuracy against parameters; `aside` moves it, in points, from others of its size."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: str
+    marker: str
+    size: float
+    text: str
+    aside: float = 0.0
+
+
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw under the report's theme without changing that of the caller."""
 
@@ -146,7 +161,12 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     unit = unit_of_difference(response).strip()
     sides = ("better", "worse") if response["better"] == "lower" else ("worse", "better")
     measured = f"difference in {in_sentence(response['label'])}" + (f" ({unit})" if unit else "")
-    axes.set_xlabel(f"← {sides[0]}          {sides[1]} →\n{_wrapped(measured, 70)}")
+    axes.set_xlabel(_wrapped(measured[0].upper() + measured[1:], 70))
+    for text, dx, align in ((f"← {sides[0]}", -6, "right"), (f"{sides[1]} →", 6, "left")):
+        axes.annotate(
+            text, (0, 1), xycoords=("data", "axes fraction"), xytext=(dx, 3), textcoords="offset points", ha=align,
+            color=MUTED, fontsize=8.5,
+        )  # fmt: skip
     handles: list[Artist] = [
         Line2D([], [], color=c, marker=m, ms=6, mew=1.5, lw=2, label=word,
                markerfacecolor="white" if word == "undecided" else c)
@@ -202,31 +222,37 @@ def accuracy_against_parameters(
     data = one_factor_runs(runs, declaration)
     figure = Figure(figsize=(WIDTH, 4.2))
     axes = figure.add_subplot()
-    labels, points, drawn = [], [], False
+    bounds = _bounds(runs[response["name"]] * scale(response), response["unit"])
+    points: list[_Point] = []
     for k, factor in enumerate(declaration["factors"]):
-        for position, level in enumerate(factor["levels"]):
+        for level in factor["levels"]:
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == level["name"])]
-            if mine.empty or (position == 0 and drawn):
-                continue
-            drawn = drawn or position == 0
-            colour, marker, text = (
-                (INK, "*", "baseline") if position == 0 else (PALETTE[k % 6], MARKERS[k % 6], level["name"])
-            )
-            x, y = float(mine[parameters].mean()), np.array(mean_interval(mine[response["name"]])) * scale(response)
-            axes.plot([x, x], y[1:], color=colour, lw=1.6, alpha=0.7)
-            axes.plot(x, y[0], marker, color=colour, ms=13 if position == 0 else 7)
-            labels.append((x, float(y[0]), text, colour))
-        if (data["factor"] == factor["name"]).any():
-            points.append(
-                Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
-            )
+            is_baseline = level is factor["levels"][0]
+            if len(mine) and not (is_baseline and points):
+                look = (INK, "*", 13, "baseline") if is_baseline else (PALETTE[k % 6], MARKERS[k % 6], 7, level["name"])
+                y, low, high = (v * scale(response) for v in mean_interval(mine[response["name"]]))
+                points.append(_Point(float(mine[parameters].mean()), y, *np.clip((low, high), *bounds), *look))
+    for x in dict.fromkeys(point.x for point in points):
+        together = [point for point in points if point.x == x]
+        for k, point in enumerate(together):
+            point.aside = 10.0 * (k - (len(together) - 1) / 2)
+            beside = axes.transData + ScaledTranslation(point.aside / 72, 0, figure.dpi_scale_trans)
+            axes.plot([x, x], [point.low, point.high], color=point.colour, lw=1.6, alpha=0.7, transform=beside)
+            axes.plot(x, point.y, point.marker, color=point.colour, ms=point.size, transform=beside)
+    axes.update_datalim([(p.x, y) for p in points for y in (p.y, p.low, p.high) if math.isfinite(y)])
+    axes.autoscale_view()
+    handles = [
+        Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
+        for k, factor in enumerate(declaration["factors"])
+        if (data["factor"] == factor["name"]).any()
+    ]
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.12)
     _plain_log_ticks(axes)
     axes.set_xlabel("Parameters")
     axes.set_ylabel(_wrapped(with_unit(response), 44))
-    figure.legend(handles=points, loc="outside upper center", ncols=len(points))
-    _place_labels(figure, axes, labels)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    _place_labels(figure, axes, points)
     return figure
 
 
@@ -254,7 +280,8 @@ def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
         axes.set_title(title)
         axes.set_xlabel("Days from the peak")
         axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("Infected")
+    is_share = table["value"].max() <= 1
+    panels[0].set_ylabel("Infected, share of the population" if is_share else "Infected")
     handles = [
         Line2D([], [], color=INK, lw=1.4, label="truth"),
         Line2D([], [], ls="", marker=".", color=MUTED, label="observed"),
@@ -356,7 +383,8 @@ def draw(evidence: Evidence) -> list[Drawing]:
         add(
             "parameters",
             f"{heading(primary['label'])} against size",
-            f"Mean of {label} with its 95 % t interval against the number of parameters (log scale).",
+            f"Mean of {label} with its 95 % t interval against the number of parameters (log scale). Levels "
+            "of equal size stand side by side.",
             f"Scatter plot of {label} against parameters, a point per level.",
             accuracy_against_parameters(done, declaration),
         )
@@ -414,8 +442,10 @@ def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response:
     for _, run in data.sort_values("x").groupby("seed"):
         axes.plot(run["x"] - 0.16, run["y"], color=MUTED, lw=0.6, alpha=0.35, zorder=1)
     sns.scatterplot(data=data.assign(x=data["x"] - 0.16), x="x", y="y", ax=axes, s=16, color=MUTED, alpha=0.7, lw=0)
+    bounds = _bounds(data["y"], response["unit"])
     for x, name in enumerate(names):
-        mean, low, high = mean_interval(data.loc[data["level"] == name, "y"])
+        mean, *interval = mean_interval(data.loc[data["level"] == name, "y"])
+        low, high = np.clip(interval, *bounds)
         colour = INK if x == 0 else PALETTE[0]
         axes.plot([x + 0.16] * 2, [low, high], color=colour, lw=2, zorder=3)
         axes.plot(x + 0.16, mean, "o", color=colour, ms=6.5, zorder=4)
@@ -426,14 +456,33 @@ def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response:
 
 
 def _reference_lines(panels: Any, done: pd.DataFrame, response: Mapping[str, Any]) -> None:
-    for column, style in zip([name for name in REFERENCES if name in done], ("--", "-.", ":"), strict=False):
-        level = float(done[column].mean()) * scale(response)
-        for axes in panels:
-            axes.axhline(level, color=PALETTE[1], lw=1.2, ls=style, zorder=0)
+    """Dashed lines at the references, unless they would squeeze what the networks do: those are only named."""
+    low, high = panels[0].get_ylim()
+    means = {name: float(done[name].mean()) * scale(response) for name in REFERENCES if name in done}
+    styles = dict(zip(means, ("--", "-.", ":"), strict=False))
+    bottom, top, label_at = low, high, -math.inf
+    for name, level in sorted(means.items(), key=lambda item: abs(item[1] - (low + high) / 2)):
+        wide = min(bottom, level), max(top, level)
+        if high - low > 0.4 * (wide[1] - wide[0]):
+            bottom, top = wide
+            for axes in panels:
+                axes.axhline(level, color=PALETTE[1], lw=1.2, ls=styles[name], zorder=0)
+    edge = 0.05 * (top - bottom)
+    panels[0].set_ylim(bottom - edge, top + edge)
+    for name, level in sorted(means.items(), key=lambda item: item[1]):
+        label, place = REFERENCES[name].replace(" extrapolation", ""), level
+        if not bottom <= level <= top:
+            label, place = f"{label}: {level:.3g} {'↑' if level > top else '↓'}", top if level > top else bottom
+        label_at = max(place, label_at + edge)
         panels[-1].annotate(
-            REFERENCES[column].replace(" ", "\n"), (1.0, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=8, color=PALETTE[1],
+            label, (1.0, label_at), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8, color=PALETTE[1],
         )  # fmt: skip
+
+
+def _bounds(values: pd.Series, unit: str) -> tuple[float, float]:
+    """Where values can lie, as far as the data tell: not below 0 if none is, nor above 100 % if none is."""
+    return 0.0 if values.min() >= 0 else -math.inf, 100.0 if unit == "%" and values.max() <= 100 else math.inf
 
 
 def _curve_measure(curves: pd.DataFrame) -> str:
@@ -448,12 +497,13 @@ def _lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str,
     rows = math.ceil(len(factors) / columns)
     figure = Figure(figsize=(WIDTH, 0.4 + 2.6 * rows))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    means = []
+    means, bounds = [], _bounds(data["y"], "%" if "%" in y_label else "")
     for axes, factor in zip(panels, factors, strict=False):
         colours = _colours(factor)
         for name in _present(data, factor):
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
             line = _mean_band(mine, x)
+            line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             means.append(line["mean"])
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], lw=1.8, label=name)
@@ -490,18 +540,19 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _place_labels(figure: Figure, axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+def _place_labels(figure: Figure, axes: Axes, points: list[_Point]) -> None:
     """Write each label beside its point, at the first of eight places that meets no other label or point."""
     figure.draw_without_rendering()
     renderer = FigureCanvasAgg(figure).get_renderer()
-    points = axes.transData.transform([(x, y) for x, y, *_ in labels])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    places = [(8, 0), (-8, 0), (7, 7), (-7, 7), (7, -7), (-7, -7), (8, 14), (-8, -14)]
-    for x, y, text, colour in labels:
+    pixels = figure.dpi / 72
+    shown = [(p, *axes.transData.transform((p.x, p.y))) for p in points]
+    taken = [Bbox.from_bounds(x + pixels * p.aside - 5, y - 5, 10, 10) for p, x, y in shown]
+    places = [(8, 0), (-8, 0), (7, 9), (-7, 9), (7, -9), (-7, -9), (8, 18), (-8, -18)]
+    for point in points:
         for dx, dy in places:
             note = axes.annotate(
-                text, (x, y), (dx, dy), textcoords="offset points", color=colour, fontsize=8.5, va="center",
-                ha="left" if dx > 0 else "right",
+                point.text, (point.x, point.y), (point.aside + dx, dy), textcoords="offset points", color=point.colour,
+                fontsize=8.5, va="center", ha="left" if dx > 0 else "right",
             )  # fmt: skip
             box = note.get_window_extent(renderer)
             if not any(box.overlaps(other) for other in taken) or (dx, dy) == places[-1]:
@@ -520,7 +571,7 @@ def _epidemic(seen: list[tuple[int, int, dict[str, np.ndarray], float]]) -> pd.D
     """One epidemic in long form, with the forecasts of every seed that was tested on it."""
     _, i, arrays, _ = seen[0]
     day = arrays["day"] - arrays["peak_day"][i]
-    near = np.abs(day) <= 28
+    near = (day >= -28) & (day <= arrays["origin"].max() + arrays["forecast"].shape[-1])
     frames = [
         pd.DataFrame({"kind": kind, "day": day[near], "value": arrays[kind][i][near]}) for kind in ("truth", "observed")
     ]
@@ -533,7 +584,7 @@ def _epidemic(seen: list[tuple[int, int, dict[str, np.ndarray], float]]) -> pd.D
 
 
 def _origin(days: float) -> str:
-    return "made at the peak" if days == 0 else f"made {abs(days):.0f} days {'before' if days < 0 else 'after'} it"
+    return "from the peak" if days == 0 else f"from day {number(days, 0, sign=True)}"
 
 
 def _forecast_spread(table: pd.DataFrame) -> str:

@@ -89,7 +89,7 @@ def _largest(rows: pd.DataFrame, evidence: Evidence) -> str:
         return "One seed cannot show which of the differences are more than chance."
     detected = [row for _, row in rows.iterrows() if row["p_holm"] <= ALPHA]
     if not detected:
-        return f"No level changed {in_sentence(response['label'])} by an amount that we could detect."
+        return f"No level made a difference that we could detect in {in_sentence(response['label'])}."
     up = 1 if response["better"] == "higher" else -1
     parts = []
     for word, sign in (("gain", up), ("loss", -up)):

@@ -215,3 +215,12 @@ def test_diverged_level_is_named_and_gets_no_verdict_from_its_numbers(tmp_path, 
 def test_unknown_study_is_an_error_that_names_it(tmp_path, quick_build):
     with pytest.raises(FileNotFoundError, match="no study 'epidemik'"):
         quick_build(Records(tmp_path / "runs"), tmp_path / "out", "quick", studies=["epidemik"])
+
+
+def test_figures_of_another_preset_do_not_stay_behind(tmp_path, quick_build):
+    records = Records(tmp_path / "runs")
+    write(records, [BASE, LSTM])
+    quick_build(records, tmp_path / "out", "quick")
+    assert list((tmp_path / "out" / "figures").iterdir())
+    quick_build(records, tmp_path / "out", "full")
+    assert not list((tmp_path / "out" / "figures").iterdir())
