@@ -6,9 +6,11 @@ RECURVE_BUILD decides: `auto` (default) builds what can be built and installs wi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
@@ -31,10 +33,9 @@ def shout(*lines: str) -> None:
     bar = "=" * 100
     text = "\n".join(["", bar, *lines, bar, ""])
     sys.stderr.write(text)
-    try:
-        Path("/dev/tty").write_text(text)
-    except OSError:
-        return  # no terminal: stderr has it
+    if not sys.stderr.isatty():
+        with contextlib.suppress(OSError):  # no terminal: stderr is all there is
+            Path("/dev/tty").write_text(text)
 
 
 def sources(folder: str, suffix: str) -> list[str]:
@@ -92,6 +93,8 @@ def build_command(mode: str) -> type:
                 if mode != "auto":
                     raise
                 self.extensions = []
+                for stale in Path("recurve").glob("_C*.so"):
+                    stale.unlink()  # an older build may not fit these sources
                 shout(
                     "Recurve: the extension could not be built; everything will run on torch's slower native ops.",
                     f"Reason: {str(error).strip().splitlines()[-1]}",
@@ -100,15 +103,19 @@ def build_command(mode: str) -> type:
                 )
 
         def build_extension(self, extension) -> None:
-            for name, flags in INSTRUCTION_SETS.items():
-                extension.extra_objects += self.compiler.compile(
-                    ["csrc/cpu/kernels.cpp"],
-                    output_dir=str(Path(self.build_temp, name)),
-                    macros=[("RECURVE_ISA", name)],
-                    extra_postargs={"cxx": [*FLAGS, *flags]} if self.use_ninja else [*FLAGS, *flags],
-                    depends=extension.depends,
-                )
+            with ThreadPoolExecutor() as pool:
+                for objects in pool.map(self.compile_kernels, INSTRUCTION_SETS):
+                    extension.extra_objects += objects
             super().build_extension(extension)
+
+        def compile_kernels(self, instruction_set: str) -> list[str]:
+            flags = [*FLAGS, *INSTRUCTION_SETS[instruction_set]]
+            return self.compiler.compile(
+                ["csrc/cpu/kernels.cpp"],
+                output_dir=str(Path(self.build_temp, instruction_set)),
+                macros=[("RECURVE_ISA", instruction_set)],
+                extra_postargs={"cxx": flags} if self.use_ninja else flags,
+            )
 
     return Build
 

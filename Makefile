@@ -1,0 +1,69 @@
+# Everything on a fresh machine: `make report` runs the default studies to a report, `make test` runs the tests.
+# On a machine where torch is installed and nothing can be fetched: `make test PYTHON=/path/to/python VENV=`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PRESET ?= quick
+RUNS ?= runs
+OUT ?= report
+RECURVE_BUILD ?= auto
+export RECURVE_BUILD
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+INSTALLED := check-environment
+else
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+endif
+
+# One build at a time lies in the tree: another mode or compiler builds again.
+BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
+SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
+
+.PHONY: report test test-all benchmark lint build check-environment clean
+
+report: build
+	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
+	$(PY) -m ablations report --preset $(PRESET) --runs $(RUNS) --out $(OUT)
+
+test: build
+	$(PY) -m pytest
+
+test-all: build
+	$(PY) -m pytest -m "slow or not slow"
+
+benchmark: build
+	$(PY) -m pytest --benchmark
+
+lint: $(INSTALLED)
+	$(PY) -m pip install -q -c constraints.txt ruff mypy clang-format pandas-stubs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m clang_format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+build: $(BUILT)
+
+$(BUILT): $(SOURCES) | $(INSTALLED)
+	@mkdir -p build && rm -f build/built-*
+	@echo "Building the extension (a few minutes the first time) ..."
+	@$(PY) setup.py -q build_ext --inplace > build/log.txt || { cat build/log.txt; exit 1; }
+	@touch $@
+	@$(PY) -m recurve
+
+$(VENV)/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt --upgrade pip setuptools
+	$(PY) -m pip install -q -c constraints.txt torch ninja
+	RECURVE_BUILD=none $(PY) -m pip install -q -c constraints.txt --no-build-isolation --editable '.[test]'
+	@touch $@
+
+check-environment:
+	@$(PY) -c "import importlib.util as u, sys; \
+	needed = 'torch ninja setuptools numpy pandas scipy kornia rich matplotlib seaborn jinja2 nbformat nbclient ipykernel pytest pytest_benchmark hypothesis expecttest'.split(); \
+	missing = [m for m in needed if u.find_spec(m) is None]; \
+	sys.exit('$(PY) lacks: ' + ', '.join(missing) + '; install them, or let make set up its own environment: drop VENV=' if missing else 0)"
+
+clean:
+	rm -rf build recurve/_C*.so
