@@ -141,15 +141,17 @@ RULES = (
 def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """Runs that differ from the baseline in at most one factor, with the columns `factor` and `level`.
 
-    A factor's baseline level stands in each factor, so baseline runs come once per factor. Level order is the study's.
+    Levels that the study does not declare are left out. A factor's baseline level stands in each factor, so baseline runs come once per factor. Level order is the study's.
     """
     factors = [factor for factor in declaration["factors"] if factor["name"] in runs]
     baseline = {factor["name"]: factor["levels"][0]["name"] for factor in factors}
     at_baseline = pd.DataFrame({name: runs[name].astype(str) == level for name, level in baseline.items()})
-    frames = [
-        runs[at_baseline.drop(columns=name).all(axis=1)].assign(factor=name, level=lambda frame, n=name: frame[n])
-        for name in baseline
-    ]
+    frames = []
+    for factor in factors:
+        name, order = factor["name"], [level["name"] for level in factor["levels"]]
+        mine = runs[at_baseline.drop(columns=name).all(axis=1)]
+        mine = mine.assign(factor=name, level=mine[name].astype(str)).query("level in @order")
+        frames.append(mine.sort_values("level", key=lambda levels, order=order: levels.map(order.index), kind="stable"))
     return pd.concat(frames, ignore_index=True) if frames else runs.assign(factor="", level="").iloc[:0]
 
 

@@ -94,7 +94,8 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
     runs = runs[~repeated]
     crossed = len(runs) - one_factor_runs(runs, declaration)["key"].nunique()
     if crossed:
-        notes.append(f"{count(crossed, 'run')} changed several factors at once; this report does not use them.")
+        unused = f"{count(crossed, 'run')} changed several factors at once, or to an undeclared level"
+        notes.append(f"{unused}; this report does not use them.")
     return runs.reset_index(drop=True), [*notes, *_gaps(runs, declaration)]
 
 

@@ -219,7 +219,9 @@ def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> 
 
 def _conclusion(row: pd.Series, evidence: Evidence) -> str:
     response, family = evidence.primary, int((_primary_rows(evidence)["expects"] != "").sum())
-    margin = f"{row['margin'] * scale(response):g}{unit_of_difference(response)}"
+    size = row["margin"] * scale(response)
+    margin = f"{size:g}{unit_of_difference(response)}"
+    margin = margin.removesuffix("s") if size == 1 and response["unit"] == "%" else margin
     if row["n"] == 0:
         return "No seed has a finished run both of this level and of the baseline, so nothing can be concluded."
     if row["n"] == 1:
@@ -245,10 +247,10 @@ def _lacking(row: pd.Series, margin: str, family: int) -> str:
     else:
         reason = ""
     if math.isnan(row["more_seeds"]):
-        return f"{reason}Spread between seeds is so large that 1,000 of them would not tell {margin} from nothing."
+        return f"{reason}Seeds differ so much that 1,000 of them would not tell a difference of {margin} from none."
     if row["more_seeds"] == 0:
         return f"{reason}The estimate lies between nothing and {margin}, where more seeds help only slowly."
-    return f"{reason}About {count(int(row['more_seeds']), 'more seed')} would tell {margin} from nothing."
+    return f"{reason}About {count(int(row['more_seeds']), 'more seed')} would tell a difference of {margin} from none."
 
 
 def _sign_flips(row: pd.Series) -> str:

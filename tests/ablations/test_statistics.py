@@ -204,3 +204,15 @@ def test_counts_have_no_interval_and_times_are_ratios(epidemic):
     assert measures["parameters"] == ["exact"]
     assert measures["seconds_per_step"] == ["ratio"]
     assert found.loc[found["response"] == "parameters", "low"].isna().all()
+
+
+def test_levels_come_in_the_order_of_the_study(epidemic):
+    compared = one_factor_runs(epidemic, synthetic.EPIDEMIC)
+    for factor in synthetic.EPIDEMIC["factors"]:
+        found = compared.loc[compared["factor"] == factor["name"], "level"].unique().tolist()
+        assert found == [level["name"] for level in factor["levels"]]
+
+
+def test_a_level_that_the_declaration_lacks_is_left_out(epidemic):
+    strange = epidemic.assign(cell=epidemic["cell"].replace("rnn", "unknown"))
+    assert "unknown" not in set(one_factor_runs(strange, synthetic.EPIDEMIC)["level"])
