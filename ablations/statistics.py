@@ -141,7 +141,8 @@ RULES = (
 def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """Runs that differ from the baseline in at most one factor, with the columns `factor` and `level`.
 
-    Levels that the study does not declare are left out. A factor's baseline level stands in each factor, so baseline runs come once per factor. Level order is the study's.
+    Baseline runs come once per factor, as its baseline level. Levels keep the study's order; those that it does not
+    declare are left out.
     """
     factors = [factor for factor in declaration["factors"] if factor["name"] in runs]
     baseline = {factor["name"]: factor["levels"][0]["name"] for factor in factors}
