@@ -17,6 +17,8 @@ def _load() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         return None, "it was not built; `RECURVE_BUILD=cpu make build` builds it and shows why it cannot be"
     except (ImportError, OSError) as error:
+        if str(error).startswith("RECURVE_ISA="):
+            raise
         return None, f"it does not load ({error}); rebuild it against this torch with `RECURVE_BUILD=cpu make build`"
 
 

@@ -1,0 +1,110 @@
+"""Claims on how the kernels run: every instruction set, any number of threads, the same bits each time."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Block, Sequence, assert_same, results
+
+import recurve
+from recurve import _extension, ops
+
+ROOT = Path(__file__).parents[2]
+CALLS = [
+    Sequence("lstm", steps=9, batch=13, inputs=5, hidden=37, lengths=True, resets=True),
+    Sequence("gru", steps=9, batch=13, inputs=5, hidden=37, reverse=True),
+    Sequence("rnn", steps=9, batch=13, inputs=5, hidden=37, lengths=True),
+    Sequence("lstm", steps=6, batch=64, inputs=64, hidden=64),
+    Sequence("gru", steps=4, batch=3, inputs=2, hidden=9, models=5),
+    Sequence("lstm", steps=4, batch=7, inputs=2, hidden=9, models=3, shared=True),
+    Block(batch=19, channels=5, outputs=12, size=(21, 17), options={"padding": 1, "activation": "silu"}),
+    Block(batch=6, channels=6, outputs=6, models=3, options={"padding": 2, "groups": 6, "pool": "average"}),
+]
+every_call = pytest.mark.parametrize("case", CALLS, ids=lambda case: f"{case.op}-{case}")
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def call(case, generator, dtype):
+    tensors = {name: t.to(dtype) for name, t in case.tensors(generator).items()}
+    arguments = case.arguments(generator)
+
+    def run():
+        with torch.enable_grad():  # a mode of each thread
+            return results(getattr(ops, case.op), tensors, arguments)
+
+    return run
+
+
+def python(*arguments, **environment):
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@every_dtype
+@every_call
+def test_any_number_of_threads_gives_the_same_bits(case, dtype, generator, threads):
+    run = call(case, generator, dtype)
+    with recurve.backend("fused"):
+        threads(1)
+        alone = run()
+        for count in (2, 3, 4):
+            threads(count)
+            assert_same(run(), alone)
+
+
+@every_dtype
+@every_call
+def test_fifty_repeats_give_the_same_bits(case, dtype, generator, threads):
+    run = call(case, generator, dtype)
+    threads(2)
+    with recurve.backend("fused"):
+        first = run()
+        for _ in range(50):
+            assert_same(run(), first)
+
+
+def test_eight_python_threads_at_once_get_what_one_gets(generator, threads):
+    threads(2)
+    runs = [call(case, generator, torch.float32) for case in CALLS]
+    with recurve.backend("fused"):
+        alone = [run() for run in runs]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda run: run(), runs * 8))
+    for i, found in enumerate(together):
+        assert_same(found, alone[i % len(runs)])
+
+
+def built_sets():
+    return _extension._C.instruction_sets() if _extension._C is not None else []
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_passes_the_tests_of_the_ops(name):
+    if name not in built_sets():
+        pytest.skip(f"this machine has no {name}")
+    if name == _extension._C.instruction_set():
+        pytest.skip("the one in use, which the tests run on already")
+    files = [f"tests/recurve/test_ops_{kind}.py" for kind in ("recurrent", "conv")]
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, RECURVE_ISA=name)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_the_environment_chooses_the_instruction_set(name):
+    if name not in built_sets():
+        pytest.skip(f"this machine has no {name}")
+    done = python("-c", "import recurve._C as c; print(c.instruction_set())", RECURVE_ISA=name)
+    assert done.stdout.strip() == name, done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused_and_the_allowed_ones_named():
+    done = python("-c", "import recurve", RECURVE_ISA="sse9")
+    assert done.returncode != 0
+    assert f"RECURVE_ISA=sse9 cannot be had; this machine and build allow: {', '.join(built_sets())}" in done.stderr
