@@ -1,0 +1,1 @@
+"""Benchmarks of recurve against torch.nn: `pytest --benchmark`."""
