@@ -15,8 +15,10 @@ namespace recurve {
 extern const InstructionSet RECURVE_TABLE(RECURVE_ISA);
 const InstructionSet RECURVE_TABLE(RECURVE_ISA) = {
     RECURVE_TEXT(RECURVE_ISA),
-    {sequence_forward<float>, sequence_backward<float>, gemm<float>, conv_forward<float>, conv_backward<float>},
-    {sequence_forward<double>, sequence_backward<double>, gemm<double>, conv_forward<double>, conv_backward<double>},
+    {sequence_forward<float>, sequence_backward<float>, gemm<float>, column_sums<float>, conv_forward<float>,
+     conv_backward<float>},
+    {sequence_forward<double>, sequence_backward<double>, gemm<double>, column_sums<double>, conv_forward<double>,
+     conv_backward<double>},
 };
 
 }  // namespace recurve

@@ -118,6 +118,8 @@ struct Kernels {
   void (*sequence_forward)(const SequenceForward<T>&, const Parallel&);
   void (*sequence_backward)(const SequenceBackward<T>&, const Parallel&);
   void (*gemm)(const Gemm<T>&, const Parallel&);
+  // matrix (E, rows, columns) summed over its rows into out (E, columns)
+  void (*column_sums)(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel&);
   void (*conv_forward)(const ConvForward<T>&, const Parallel&);
   void (*conv_backward)(const ConvBackward<T>&, const Parallel&);
 };

@@ -108,6 +108,21 @@ RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* 
   }
 }
 
+// The same with `a` laid out by k: element (r, k) stands at a[k * R + r].
+template <class T, int R, int G>
+RECURVE_INLINE void product_by_depth(Vector<T> (&acc)[R][G], const T* a, const T* w, int64_t stride, int64_t K) {
+  for (int64_t k = 0; k < K; ++k) {
+    Vector<T> b[G];
+    RECURVE_UNROLL
+    for (int g = 0; g < G; ++g) b[g] = load(w + k * stride + g * lanes<T>);
+    RECURVE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      RECURVE_UNROLL
+      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a[k * R + r];
+    }
+  }
+}
+
 // Rows that a tile of G vectors can hold in registers, beside the panel's vectors.
 template <int G>
 constexpr int most_rows = RECURVE_VECTOR_REGISTERS == 32 ? (G <= 2   ? 12

@@ -240,11 +240,8 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
         if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, true);
       }
       if (in.b_ih.defined()) {
-        const T one = 1;
         const Tensor sums = at::empty({E, all}, like);
-        cpu.gemm({E, 1, all, rows, &one, 0, 0, 0, data<T>(dgates), rows * all, all, 1, sums.mutable_data_ptr<T>(), all,
-                  all, nullptr, 0, false},
-                 parallel);
+        cpu.column_sums(data<T>(dgates), E, rows, all, sums.mutable_data_ptr<T>(), parallel);
         d.b_hh = sums.narrow(1, hidden_side, width).contiguous();
         d.b_ih = is_gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
       }
