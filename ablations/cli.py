@@ -98,7 +98,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from ablations.report import build
 
     summary = build(records, arguments.out, arguments.preset, arguments.studies or None)
-    print("\n".join([*summary.lines, "", *map(str, summary.files)]))
+    pages = [str(path) for path in summary.files if path.parent == arguments.out]
+    figures = len(summary.files) - len(pages)
+    print("\n".join([*summary.lines, "", *pages, f"{arguments.out / 'figures'} ({figures} files)"]))
     return 0
 
 

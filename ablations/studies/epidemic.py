@@ -331,7 +331,7 @@ STUDY = Study(
         ),
     ),
     responses=(
-        Response("error", "error 7 days ahead around the peak, of the peak height", "accuracy", "lower", "%"),
+        Response("error", "7-day-ahead error around the peak", "accuracy", "lower", "%"),
         Response("peak_day_error", "error of the peak day", "accuracy", "lower", "days"),
         Response("peak_height_error", "error of the peak height", "accuracy", "lower", "%"),
         Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),

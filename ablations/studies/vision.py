@@ -213,5 +213,5 @@ STUDY = Study(
         ),
     },
     task=VisionTask,
-    figures=(),
+    figures=("shift_accuracy",),
 )
