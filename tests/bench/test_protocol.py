@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.protocol import FEWEST_BLOCKS, Competitor, Problem, WrongAnswer, check, compare, race
+from bench.protocol import FEWEST_BLOCKS, Competitor, Problem, WrongAnswer, check, compare, race, sgemm_rate
 
 SAMPLES = [(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
 
@@ -141,3 +142,13 @@ def test_rounding_is_no_wrong_answer() -> None:
     problem = Machine(seed=0).problem(0.001, 0.001)
     rounded = Competitor(lambda sample: [(sample[0] * 2).double() * (1 + 1e-6)])
     check(Problem(SAMPLES, {**problem.competitors, "recurve": rounded}, problem.reference))
+
+
+def test_the_yardstick_is_no_slower_than_a_matrix_product_by_hand() -> None:
+    a = torch.randn(256, 256)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        seconds.append(time.perf_counter() - start)
+    assert sgemm_rate(size=256) > 0.3 * 2 * 256**3 / min(seconds)
