@@ -43,9 +43,12 @@ def choose(op: str, x: torch.Tensor) -> Path:
         batched, differentiated = False, False
     else:
         batched, differentiated = _transforms()
-    obstacle = (
-        "a torch.func derivative is being taken" if differentiated else _extension.obstacle(op, x.device, x.dtype)
-    )
+    if differentiated:
+        obstacle: str | None = "a torch.func derivative is being taken"
+    elif torch.is_autocast_enabled(x.device.type):
+        obstacle = "autocast is on"
+    else:
+        obstacle = _extension.obstacle(op, x.device, x.dtype)
     if _backend != "native" and obstacle is None:
         return "fused"
     if _backend == "fused":

@@ -155,12 +155,10 @@ class _Cell(torch.nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         states = 2 if self._op == "lstm" else 1
         given = () if hx is None else tuple(hx) if states > 1 else (hx,)
-        if (
-            choose(self._op, input) == "native"
-            or input.dim() not in (1, 2)
-            or any(s.dim() not in (1, 2) for s in given)
-        ):
-            return super().forward(input, hx)
+        fits = input.dim() in (1, 2) and input.size(-1) == self.input_size
+        fits = fits and all(s.shape == (*input.shape[:-1], self.hidden_size) for s in given)
+        if not fits or choose(self._op, input) == "native":
+            return super().forward(input, hx)  # which also explains what does not fit
         x = input if input.dim() == 2 else input.unsqueeze(0)
         if hx is None:
             state = (torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device),) * states

@@ -49,14 +49,16 @@ class Sequence(Case):
     options: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self, generator: torch.Generator) -> dict[str, Tensor]:
-        T, B, I, H, G = self.steps, self.batch, self.inputs, self.hidden, GATES[self.op] * self.hidden
-        E = () if self.models is None else (self.models,)
-        data = () if self.shared else E
-        shapes = {"x": (*data, T, B, I)} | {name: (*data, B, H) for name in STATES[self.op]}
-        shapes |= {"w_ih": (*E, G, I), "w_hh": (*E, G, H)}
+        gates = GATES[self.op] * self.hidden
+        ensemble = () if self.models is None else (self.models,)
+        data = () if self.shared else ensemble
+        shapes = {"x": (*data, self.steps, self.batch, self.inputs)}
+        shapes |= dict.fromkeys(STATES[self.op], (*data, self.batch, self.hidden))
+        shapes |= {"w_ih": (*ensemble, gates, self.inputs), "w_hh": (*ensemble, gates, self.hidden)}
         if not self.no_bias:
-            shapes |= {"b_ih": (*E, G), "b_hh": (*E, G)}
-        scales = {"w_ih": 0.5 * I**-0.5, "w_hh": 0.5 * H**-0.5}  # small enough that no draw is chaotic
+            shapes |= dict.fromkeys(("b_ih", "b_hh"), (*ensemble, gates))
+        # Small enough that no draw is chaotic.
+        scales = {"w_ih": 0.5 * self.inputs**-0.5, "w_hh": 0.5 * self.hidden**-0.5}
         return {name: scales.get(name, 1) * normal(shape, generator) for name, shape in shapes.items()}
 
     def arguments(self, generator: torch.Generator) -> dict[str, Any]:
