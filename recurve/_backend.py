@@ -43,12 +43,10 @@ def choose(op: str, x: torch.Tensor) -> Path:
         batched, differentiated = False, False
     else:
         batched, differentiated = _transforms()
-    if differentiated:
-        obstacle: str | None = "a torch.func derivative is being taken"
-    elif torch.is_autocast_enabled(x.device.type):
+    obstacle = "a torch.func derivative is being taken" if differentiated else None
+    obstacle = obstacle or _extension.obstacle(op, x.device, x.dtype)
+    if obstacle is None and torch.is_autocast_enabled(x.device.type):
         obstacle = "autocast is on"
-    else:
-        obstacle = _extension.obstacle(op, x.device, x.dtype)
     if _backend != "native" and obstacle is None:
         return "fused"
     if _backend == "fused":

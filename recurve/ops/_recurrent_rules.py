@@ -171,8 +171,11 @@ def _vmap_rule(op: Callable[..., Any], states: int) -> Callable[..., Any]:
             raise NotImplementedError("vmap over a call that has an ensemble axis already; use one or the other")
         front = [t if d is None else t.movedim(d, 0) for t, d in zip(args[:tensors], in_dims, strict=False)]
         if all(d is None for d in in_dims[1 + states : tensors]):
-            whole = [t if d is not None else t.expand(models, *t.shape) for t, d in zip(front, in_dims, strict=False)]
-            outputs = _larger_batch(op, models, whole[: 1 + states], [*front[1 + states :], *args[tensors:]])
+            data = [
+                t if d is not None else t.expand(models, *t.shape)
+                for t, d in zip(front[: 1 + states], in_dims, strict=False)
+            ]
+            outputs = _larger_batch(op, models, data, [*front[1 + states :], *args[tensors:]])
         else:
             weights = [
                 t if t is None or d is not None else t.expand(models, *t.shape)

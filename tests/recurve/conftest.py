@@ -12,10 +12,17 @@ settings.register_profile(
 settings.load_profile("kernels")
 
 
+@pytest.fixture(autouse=True)
+def seed(request):
+    """From the test's own name, so that no test changes the random numbers of another."""
+    number = zlib.crc32(request.node.name.encode())
+    torch.manual_seed(number)
+    return number
+
+
 @pytest.fixture
-def generator(request):
-    """Seeded by the test's own name, so that no test changes the inputs of another."""
-    return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Block, assert_as_accurate, assert_close, assert_same, normal, reference, results, strided
+from cases import Block, assert_as_accurate, assert_close, assert_same, normal, reference, results, served, strided
 
 import recurve
 from recurve import ops
@@ -56,7 +56,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 @every_case
 def test_float64_equals_torch(case, generator):
     tensors, arguments = case.tensors(generator), case.arguments(generator)
-    with recurve.backend("fused"):
+    with served(case):
         found = results(ops.conv_block, tensors, arguments)
     assert_close(found, results(reference(case), tensors, arguments), 1e-10)
 
@@ -94,7 +94,7 @@ def test_equals_the_definition(stride, dilation, groups, generator):
     geometry = {"stride": stride, "padding": (2, 1), "dilation": dilation, "groups": groups}
     case = Block(channels=4, outputs=6, options=geometry)
     tensors = case.tensors(generator)
-    with recurve.backend("fused"):
+    with served(case):
         found = ops.conv_block(**tensors, **geometry, activation="none", pool="none")
     torch.testing.assert_close(found, by_hand(**tensors, **geometry), rtol=0, atol=1e-12)
 
@@ -269,7 +269,7 @@ def test_wrong_shapes_are_named(change, message, generator):
     ids=str,
 )
 def test_wrong_geometry_is_named(options, message, generator):
-    with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=message):
         ops.conv_block(**PLAIN.tensors(generator), **options)
 
 

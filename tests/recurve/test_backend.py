@@ -1,0 +1,198 @@
+"""Claims on the choice of a path: forced backends, what status tells, and life without the extension."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Block, Sequence, assert_close, assert_same, reference, results
+
+import recurve
+from recurve import _backend, _extension, ops
+
+ROOT = Path(__file__).parents[2]
+CALLS = [
+    *(Sequence(op) for op in ("lstm", "gru", "rnn")),
+    *(Sequence(op, reverse=True, no_bias=True) for op in ("lstm", "gru", "rnn")),
+    *(Sequence(op, lengths=True, resets=True) for op in ("lstm", "gru", "rnn")),
+    *(Sequence(op, models=2, shared=shared) for op in ("lstm", "gru", "rnn") for shared in (True, False)),
+    Sequence("rnn", options={"activation": "relu"}),
+    Sequence("rnn", options={"activation": "sigmoid"}),
+    Sequence("rnn", options={"leak": 0.5}),
+    Block(),
+    Block(models=2, shared=True),
+    Block(models=2, no_bias=True),
+]
+every_call = pytest.mark.parametrize("case", CALLS, ids=lambda case: f"{case.op}-{case}")
+
+
+@every_call
+def test_all_backends_agree(case, generator):
+    tensors, arguments = case.tensors(generator), case.arguments(generator)
+    found = {}
+    for name in ("auto", "fused", "native"):
+        with recurve.backend(name):
+            found[name] = results(getattr(ops, case.op), tensors, arguments)
+    assert_close(found["native"], found["fused"], 1e-10)
+    assert_close(found["auto"], found["fused"], 1e-10)
+    assert_close(found["native"], results(reference(case), tensors, arguments), 1e-10)
+
+
+@every_call
+def test_the_forced_path_is_the_one_taken(case, generator):
+    tensors, arguments = case.tensors(generator), case.arguments(generator)
+
+    def names(backend):
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+            recurve.backend(backend),
+        ):
+            getattr(ops, case.op)(**tensors, **arguments)
+        return {event.name for event in profile.events()}
+
+    assert f"recurve::{case.op}" in names("fused")
+    assert not any(name.startswith("recurve::") for name in names("native"))
+
+
+def test_an_unknown_backend_names_the_allowed_ones():
+    with (
+        pytest.raises(ValueError, match="'slow' is unknown; allowed: 'auto', 'fused', 'native'"),
+        recurve.backend("slow"),
+    ):
+        pass
+
+
+def test_the_backend_before_comes_back_even_after_an_error():
+    with recurve.backend("fused"):
+        with pytest.raises(KeyError), recurve.backend("native"):
+            raise KeyError
+        assert _backend._backend == "fused"
+    assert _backend._backend == "auto"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_forcing_fused_where_it_cannot_serve_tells_why(dtype, generator):
+    tensors = {n: t.to(dtype) for n, t in Sequence("gru").tensors(generator).items()}
+    with (
+        recurve.backend("fused"),
+        pytest.raises(RuntimeError, match=f"gru cannot run fused: no fused kernel for {dtype}"),
+    ):
+        ops.gru(**tensors)
+    y, _ = ops.gru(**tensors)
+    assert y.dtype == dtype
+
+
+def test_forcing_fused_under_a_functional_derivative_tells_why(generator):
+    tensors = Sequence("gru").tensors(generator)
+    with recurve.backend("fused"), pytest.raises(RuntimeError, match=r"torch.func derivative.*use 'auto' or 'native'"):
+        torch.func.grad(lambda x: ops.gru(**(tensors | {"x": x}))[0].sum())(tensors["x"])
+
+
+def test_meta_tensors_run_natively():
+    y, h_n = ops.gru(*(torch.empty(s, device="meta") for s in ((5, 3, 4), (3, 7), (21, 4), (21, 7))))
+    assert (y.shape, h_n.shape) == ((5, 3, 7), (3, 7))
+    assert y.is_meta
+
+
+def test_status_tells_versions_instruction_set_and_where_each_op_runs():
+    text = recurve.status()
+    assert f"recurve {recurve.__version__} on torch {torch.__version__}" in text
+    assert _extension._C.instruction_set() in text
+    for op in ("lstm", "gru", "rnn", "conv_block"):
+        for dtype in ("float32", "float64"):
+            assert any(line.split() == [op, "cpu", dtype, "fused"] for line in text.splitlines())
+
+
+def python(code, **environment):
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])} | environment
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WITHOUT = """
+import itertools, sys
+sys.modules["recurve._C"] = None  # an import of it fails, as if it were not built
+import torch, recurve
+from recurve import ops
+from cases import Sequence, Block, results, reference, assert_close
+from torch.func import functional_call, stack_module_state
+
+status = recurve.status()
+assert "extension: missing, everything runs on native ops" in status, status
+assert "RECURVE_BUILD=cpu" in status, status
+assert "fused" not in status.replace("fused convolutional", ""), status
+generator = torch.Generator().manual_seed(0)
+ops_and_options = itertools.product(("lstm", "gru", "rnn"), (False, True), (None, 2))
+cases = [Sequence(op, lengths=varied, resets=varied, models=models) for op, varied, models in ops_and_options]
+for case in [*cases, Block(), Block(models=2)]:
+    tensors, arguments = case.tensors(generator), case.arguments(generator)
+    function = getattr(ops, case.op)
+    assert_close(results(function, tensors, arguments), results(reference(case), tensors, arguments), 1e-10)
+    try:
+        with recurve.backend("fused"):
+            function(**tensors, **arguments)
+        raise SystemExit("a forced backend ran without the extension")
+    except RuntimeError as error:
+        assert "the extension is missing" in str(error), error
+for kind in ("LSTM", "GRU", "RNN"):
+    modules = [getattr(recurve.nn, kind)(3, 5) for _ in range(2)]
+    theirs = getattr(torch.nn, kind)(3, 5)
+    theirs.load_state_dict(modules[0].state_dict())
+    x = torch.randn(6, 4, 3)
+    assert torch.equal(modules[0](x)[0], theirs(x)[0])
+    stacked, _ = stack_module_state(modules)
+    y = torch.vmap(lambda p: functional_call(modules[0], p, (x,))[0])(stacked)
+    y.sum().backward()
+    torch.testing.assert_close(y, torch.stack([m(x)[0] for m in modules]))
+    torch.func.grad(lambda x: modules[0](x)[0].sum())(x)
+    compiled = torch.compile(modules[0], fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x)[0], theirs(x)[0])
+block = recurve.nn.ConvBlock(3, 5, 3)
+block(torch.randn(2, 3, 9, 8)).sum().backward()
+print("all native")
+"""
+
+
+def test_without_the_extension_everything_runs_natively_and_says_why():
+    assert "all native" in python(WITHOUT)
+
+
+def test_an_extension_that_does_not_load_is_told_apart_from_a_missing_one(tmp_path):
+    code = """
+import importlib, sys
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "recurve._C":
+            raise ImportError("undefined symbol: _ZN2at")
+sys.meta_path.insert(0, Broken())
+import recurve
+print(recurve.status())
+"""
+    text = python(code)
+    assert "it does not load (undefined symbol: _ZN2at)" in text
+    assert "rebuild it against this torch" in text
+
+
+def test_python_dash_m_recurve_prints_the_status():
+    done = subprocess.run([sys.executable, "-m", "recurve"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith(f"recurve {recurve.__version__}")
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_worker_processes_get_the_same(start, generator):
+    """Fork after the kernels have run in the parent, as data loaders do; spawn starts anew."""
+    case = Sequence("lstm", hidden=17)
+    tensors = {n: t.float() for n, t in case.tensors(generator).items()}
+    here = results(ops.lstm, tensors, {}, wanted=())
+    with torch.multiprocessing.get_context(start).Pool(1) as pool:
+        there = pool.apply(run_lstm, ({n: t.numpy() for n, t in tensors.items()},))
+    assert_same({n: torch.from_numpy(a) for n, a in there.items()}, here)
+
+
+def run_lstm(tensors):
+    torch.set_num_threads(1)
+    found = results(ops.lstm, {n: torch.from_numpy(a) for n, a in tensors.items()}, {}, wanted=())
+    return {n: t.numpy() for n, t in found.items()}
