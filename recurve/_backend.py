@@ -33,9 +33,11 @@ def backend(name: Backend) -> Iterator[None]:
         _backend = previous
 
 
-def choose(op: str, x: torch.Tensor) -> Path:
+def choose(op: str, x: torch.Tensor, *, refusal: str | None = None, slower: bool = False) -> Path:
     """The path that `op` takes for an input like `x`.
 
+    `refusal` says why the kernel does not serve this very call, if so; `slower` that it would lose to the native op,
+    which then serves unless the kernel is forced or a vmap is to become its ensemble axis.
     Transforms that a kernel cannot pass through (`torch.func.grad`, `jvp`, forward-mode AD) take the reference; so
     does `torch.vmap`, and tracing by `torch.compile`, where there is no kernel.
     """
@@ -43,11 +45,12 @@ def choose(op: str, x: torch.Tensor) -> Path:
         batched, differentiated = False, False
     else:
         batched, differentiated = _transforms()
-    obstacle = "a torch.func derivative is being taken" if differentiated else None
+    obstacle = "a torch.func derivative is being taken" if differentiated else refusal
     obstacle = obstacle or _extension.obstacle(op, x.device, x.dtype)
     if obstacle is None and torch.is_autocast_enabled(x.device.type):
         obstacle = "autocast is on"
-    if _backend != "native" and obstacle is None:
+    wanted = _backend == "fused" or (_backend == "auto" and (batched or not slower))
+    if wanted and obstacle is None:
         return "fused"
     if _backend == "fused":
         raise RuntimeError(f"recurve.backend('fused'): {op} cannot run fused: {obstacle}; use 'auto' or 'native'")

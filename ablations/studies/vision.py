@@ -206,7 +206,7 @@ STUDY = Study(
             | {"train_images": 512, "validation_images": 256, "test_images": 500, "shifted_images": 100, "epochs": 2},
             seeds=2,
         ),
-        "quick": Preset(_SETTINGS, seeds=5),
+        "quick": Preset(_SETTINGS, seeds=8),
         "full": Preset(
             _SETTINGS | {"train_images": 8000, "validation_images": 2000, "shifted_images": 2000, "epochs": 30},
             seeds=30,

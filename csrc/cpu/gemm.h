@@ -20,8 +20,8 @@ class Scratch {
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  operator T*() { return data_; }
-  T* get() { return data_; }
+  operator T*() const { return data_; }
+  T* get() const { return data_; }
 
  private:
   T* data_;

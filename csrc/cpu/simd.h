@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "../core/math.h"
 
 #if defined(__AVX512F__)
@@ -78,19 +82,44 @@ RECURVE_INLINE void store(T* to, Vector<T> v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
-// The first `count` lanes; the others are zero.
+#if defined(__AVX512F__)
+RECURVE_INLINE FloatVector load_part(const float* from, int64_t count) {
+  return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+}
+RECURVE_INLINE DoubleVector load_part(const double* from, int64_t count) {
+  return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+}
+RECURVE_INLINE void store_part(float* to, FloatVector v, int64_t count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+RECURVE_INLINE void store_part(double* to, DoubleVector v, int64_t count) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
+}
+#else
 template <class T>
-RECURVE_INLINE Vector<T> load(const T* from, int64_t count) {
-  if (count >= lanes<T>) return load(from);
+RECURVE_INLINE Vector<T> load_part(const T* from, int64_t count) {
   Vector<T> v{};
   for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
+template <class T>
+RECURVE_INLINE void store_part(T* to, Vector<T> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+
+// The first `count` lanes, if there are fewer than a vector has; the others are zero.
+template <class T>
+RECURVE_INLINE Vector<T> load(const T* from, int64_t count) {
+  return count >= lanes<T> ? load(from) : load_part(from, count);
+}
 
 template <class T>
 RECURVE_INLINE void store(T* to, Vector<T> v, int64_t count) {
-  if (count >= lanes<T>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+  if (count >= lanes<T>)
+    store(to, v);
+  else
+    store_part(to, v, count);
 }
 
 // acc[r][g] += sum over k of a[r][k] * w[k][g]: R rows of `a` against G vectors per k, `stride` elements apart.
@@ -108,7 +137,24 @@ RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* 
   }
 }
 
-// The same with `a` laid out by k: element (r, k) stands at a[k * R + r].
+// The same with the vectors of k at w + offsets[k].
+template <class T, int R, int G>
+RECURVE_INLINE void product_at_offsets(Vector<T> (&acc)[R][G], const T* const* a, const T* w, const int64_t* offsets,
+                                       int64_t K) {
+  for (int64_t k = 0; k < K; ++k) {
+    const T* at = w + offsets[k];
+    Vector<T> b[G];
+    RECURVE_UNROLL
+    for (int g = 0; g < G; ++g) b[g] = load(at + g * lanes<T>);
+    RECURVE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      RECURVE_UNROLL
+      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a[r][k];
+    }
+  }
+}
+
+// The same as `product` with `a` laid out by k: element (r, k) stands at a[k * R + r].
 template <class T, int R, int G>
 RECURVE_INLINE void product_by_depth(Vector<T> (&acc)[R][G], const T* a, const T* w, int64_t stride, int64_t K) {
   for (int64_t k = 0; k < K; ++k) {

@@ -75,7 +75,8 @@ struct Inputs {
       shape.padding[axis] = o.padding[axis];
       shape.dilation[axis] = o.dilation[axis];
       shape.window[axis] = shape.pool == Pool::none ? 1 : o.window[axis];
-      TORCH_CHECK(shape.stride[axis] > 0, "non-positive stride is not supported");
+      TORCH_CHECK(shape.stride[axis] == 1, "conv_block: the fused kernel serves stride 1 only, got ",
+                  shape.stride[axis], "; recurve.ops.conv_block runs other strides natively");
       TORCH_CHECK(shape.padding[axis] >= 0, "negative padding is not supported");
       TORCH_CHECK(shape.dilation[axis] > 0, "dilation should be greater than zero");
       TORCH_CHECK(shape.window[axis] > 0, "pool_size should be greater than zero");

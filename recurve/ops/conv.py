@@ -60,7 +60,8 @@ def conv_block(
         raise ValueError(f"pool {pool!r} is unknown; allowed: {', '.join(POOLS)}")
     geometry = [_pair(stride), _pair(padding), _pair(dilation)]
     window = _pair(pool_size) if pool != "none" else (1, 1)
-    if choose("conv_block", x) == "fused":
+    refusal = None if tuple(geometry[0]) == (1, 1) else f"there is no kernel for stride {stride}"
+    if choose("conv_block", x, refusal=refusal, slower=_native_wins(x, weight)) == "fused":
         return torch.ops.recurve.conv_block(x, weight, bias, *geometry, groups, activation, pool, window)
     return conv_block_reference(
         x,
@@ -99,6 +100,14 @@ def conv_block_reference(
         y = _pool(ACTIVATIONS[activation](y), pool, pool_size)
         return y.unflatten(1, (models, -1)).transpose(0, 1)
     return _pool(ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding, dilation, groups)), pool, pool_size)
+
+
+def _native_wins(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own ops were measured to be faster: training many channels on small images."""
+    if weight.dim() == 5 or not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return False
+    batch, _, height, width = x.shape[-4:]
+    return weight.shape[1] >= 32 and height * width <= 256 and batch > 1 and weight.shape[-1] * weight.shape[-2] > 1
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:
