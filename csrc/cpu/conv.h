@@ -121,6 +121,13 @@ RECURVE_INLINE Vector<T> interleaved(Vector<T> even, Vector<T> odd, int first) {
   return __builtin_shuffle(even, odd, which);
 }
 
+// Stores the lanes of both in turn, `count` at most.
+template <class T>
+RECURVE_INLINE void store_pair(T* to, Vector<T> even, Vector<T> odd, int64_t count) {
+  store(to, interleaved<T>(even, odd, 0), count);
+  if (count > lanes<T>) store(to + lanes<T>, interleaved<T>(even, odd, lanes<T> / 2), count - lanes<T>);
+}
+
 template <class T>
 struct Window2x2 {
   Vector<T> upper_left, upper_right, lower_left, lower_right;
@@ -161,7 +168,7 @@ void pool_row(const ConvShape& s, const T* pixels, int64_t pitch, T* to) {
 }
 
 // Gradient of window[0] rows of activated pixels, `pitch` apart, from that of one row of y: to the largest of a window,
-// the first of equals, or to all alike. Whole vectors are read and written, past the rows' ends.
+// the first of equals, or to all alike. Whole vectors are read, past the rows' ends.
 template <class T>
 void unpool_row(const ConvShape& s, const T* pixels, const T* dy, int64_t pitch, T* dpixels) {
   const int64_t count = s.pooled(1);
@@ -180,11 +187,8 @@ void unpool_row(const ConvShape& s, const T* pixels, const T* dy, int64_t pitch,
       const auto d = (w.lower_right > value) | (w.lower_right != w.lower_right);
       const Vector<T> upper_left = (b | c | d) ? zero : g, upper_right = (b & ~c & ~d) ? g : zero;
       const Vector<T> lower_left = (c & ~d) ? g : zero, lower_right = d ? g : zero;
-      constexpr int half = lanes<T> / 2;
-      store(dpixels + 2 * j, interleaved<T>(upper_left, upper_right, 0));
-      store(dpixels + 2 * j + lanes<T>, interleaved<T>(upper_left, upper_right, half));
-      store(dpixels + pitch + 2 * j, interleaved<T>(lower_left, lower_right, 0));
-      store(dpixels + pitch + 2 * j + lanes<T>, interleaved<T>(lower_left, lower_right, half));
+      store_pair(dpixels + 2 * j, upper_left, upper_right, 2 * (count - j));
+      store_pair(dpixels + pitch + 2 * j, lower_left, lower_right, 2 * (count - j));
     }
   }
   for (; j < count; ++j) {
