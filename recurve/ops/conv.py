@@ -104,9 +104,10 @@ def conv_block_reference(
 
 def _native_wins(x: Tensor, weight: Tensor) -> bool:
     """Whether torch's own ops were measured to be faster: training many channels on small images."""
-    if weight.dim() == 5 or not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not training or weight.dim() != 4 or x.dim() != 4:
         return False
-    batch, _, height, width = x.shape[-4:]
+    batch, _, height, width = x.shape
     return weight.shape[1] >= 32 and height * width <= 256 and batch > 1 and weight.shape[-1] * weight.shape[-2] > 1
 
 

@@ -58,10 +58,9 @@ def test_any_number_of_threads_gives_the_same_bits(case, dtype, generator, threa
             assert_same(run(), alone)
 
 
-@every_dtype
 @every_call
-def test_fifty_repeats_give_the_same_bits(case, dtype, generator, threads):
-    run = call(case, generator, dtype)
+def test_fifty_repeats_give_the_same_bits(case, generator, threads):
+    run = call(case, generator, torch.float32)
     threads(2)
     with recurve.backend("fused"):
         first = run()

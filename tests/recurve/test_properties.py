@@ -108,6 +108,7 @@ def check_float64(case, data):
 
 
 def check_threads(case, data):
+    assume(case.op != "conv_block" or case.options["stride"] == (1, 1))  # others run on torch's op, which promises less
     tensors, arguments, wanted = drawn_call(data, case)
     tensors = {name: t.float() for name, t in tensors.items()}
     with served(case):

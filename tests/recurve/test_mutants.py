@@ -1,0 +1,336 @@
+"""Claim: no small bug in the kernels passes the tests of the ops. Each is planted in a copy, built and tested."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TORCH_SOURCES = ("torch/recurrent.cpp", "torch/conv.cpp", "torch/module.cpp", "cpu/dispatch.cpp")
+SUITES = {
+    "recurrent": ["test_ops_recurrent.py"],
+    "conv": ["test_ops_conv.py"],
+    "threads": ["test_instruction_sets.py", "-k", "any_number_of_threads"],
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file` under csrc, the first `before` becomes `after`; the tests of `suite` should notice."""
+
+    suite: str
+    name: str
+    file: str
+    before: str
+    after: str
+
+
+def recurrent(name: str, file: str, before: str, after: str) -> Mutant:
+    return Mutant("recurrent", name, file, before, after)
+
+
+def conv(name: str, file: str, before: str, after: str) -> Mutant:
+    return Mutant("conv", name, file, before, after)
+
+
+MUTANTS = [
+    recurrent(
+        "lstm gates in another order", "core/cells.h", "sigmoid(pre.f), tanh(pre.g)", "sigmoid(pre.g), tanh(pre.f)"
+    ),
+    recurrent("lstm output without its gate", "core/cells.h", "return gates.o * tanh(c)", "return tanh(c)"),
+    recurrent("lstm forget gradient from the new cell", "core/cells.h", "dc_total * c_before *", "dc_total * c *"),
+    recurrent("lstm cell gradient not carried", "core/cells.h", "dc = dc_total * gates.f", "dc = dh * gates.f"),
+    recurrent(
+        "gru update gate reversed", "core/cells.h", "gates.z * (h_before - gates.n)", "gates.z * (gates.n - h_before)"
+    ),
+    recurrent("gru reset gradient off", "core/cells.h", "dn * n_hidden * gates.r", "dn * gates.n * gates.r"),
+    recurrent("gru reset gate not on n", "core/cells.h", "tanh(n_input + r * n_hidden)", "tanh(n_input + n_hidden)"),
+    recurrent("gru carry misses z", "core/cells.h", "dn * gates.r, dh * gates.z}", "dn * gates.r, dh}"),
+    recurrent(
+        "sigmoid slope of rnn",
+        "core/activation.h",
+        "return value * (one - value)",
+        "return value * (one - value * value)",
+    ),
+    recurrent("tanh slope of rnn", "core/activation.h", "return one - value * value", "return one - value"),
+    recurrent(
+        "exponential of low degree",
+        "core/math.h",
+        "mantissa_bits = 52, exponent_bias = 1023, degree = 13",
+        "mantissa_bits = 52, exponent_bias = 1023, degree = 9",
+    ),
+    recurrent(
+        "float exponential of low degree",
+        "core/math.h",
+        "exponent_bias = 127, degree = 7",
+        "exponent_bias = 127, degree = 4",
+    ),
+    recurrent("length one too long", "cpu/recurrent.h", "return {t < length,", "return {t <= length,"),
+    recurrent(
+        "reverse starts one early",
+        "cpu/recurrent.h",
+        "start = s.reverse ? length - 1 : 0",
+        "start = s.reverse ? s.steps - 1 : 0",
+    ),
+    recurrent("reset of another row", "cpu/recurrent.h", "s.resets[t * s.batch + b]", "s.resets[t * s.batch]"),
+    recurrent(
+        "reverse reads the wrong neighbour",
+        "cpu/recurrent.h",
+        "t_before = shape.reverse ? t + 1 : t - 1",
+        "t_before = shape.reverse ? t : t - 1",
+    ),
+    recurrent(
+        "forward ignores resets",
+        "cpu/recurrent.h",
+        "const bool zero = !at.active || at.reset",
+        "const bool zero = !at.active",
+    ),
+    recurrent(
+        "hidden bias of n missing",
+        "cpu/recurrent.h",
+        "if (at.bias_n != nullptr) n_hidden += load(at.bias_n, at.count);",
+        "",
+    ),
+    recurrent(
+        "hidden bias of n of the first model", "cpu/recurrent.h", "s.bias_n + model * H + unit", "s.bias_n + unit"
+    ),
+    recurrent(
+        "leak on the wrong side",
+        "cpu/recurrent.h",
+        "a * leak + load(at.h_before, at.count) * (1 - leak)",
+        "a * (1 - leak) + load(at.h_before, at.count) * leak",
+    ),
+    recurrent(
+        "no carry past a leaky unit",
+        "cpu/recurrent.h",
+        "store(at.dh_carry, dh * (1 - leak), at.count)",
+        "store(at.dh_carry, zero_vector<T>(), at.count)",
+    ),
+    recurrent("carry through a reset", "cpu/recurrent.h", "if (after.reset && after.active) {", "if (false) {"),
+    recurrent(
+        "cell carry through a reset", "cpu/recurrent.h", "if (has_cell) store(dc_carry, zero_vector<T>(), count);", ""
+    ),
+    recurrent(
+        "final state at the last step whatever the length",
+        "cpu/recurrent.h",
+        "const int64_t t = shape.reverse ? 0 : length - 1;",
+        "const int64_t t = shape.reverse ? 0 : T_ - 1;",
+    ),
+    recurrent(
+        "no state from an empty sequence", "cpu/recurrent.h", "length == 0 ? s.c0 + state", "length < 0 ? s.c0 + state"
+    ),
+    recurrent(
+        "outputs past a length not cleared",
+        "cpu/recurrent.h",
+        "if (!at.active) __builtin_memset(s.y",
+        "if (false) __builtin_memset(s.y",
+    ),
+    recurrent(
+        "gradients past a length not cleared",
+        "cpu/recurrent.h",
+        "if (!now[r].active) __builtin_memset(s.dgates",
+        "if (false) __builtin_memset(s.dgates",
+    ),
+    recurrent("gradient of the last cell state lost", "cpu/recurrent.h", "if (s.dc_n == nullptr)", "if (true)"),
+    recurrent("last lane of a tail not stored", "cpu/simd.h", "i < count; ++i) to[i]", "i + 1 < count; ++i) to[i]"),
+    recurrent("rows of a tile mixed up", "cpu/simd.h", "acc[r][g] += b[g] * a[r][k]", "acc[r][g] += b[g] * a[0][k]"),
+    recurrent("product restarts for each part of K", "cpu/gemm.h", "k0 == 0 && !g.accumulate", "!g.accumulate"),
+    recurrent("product adds its bias each time", "cpu/gemm.h", "else if (bias != nullptr)", "if (bias != nullptr)"),
+    Mutant(
+        "threads",
+        "every part of a batch starts at its first row",
+        "cpu/recurrent.h",
+        "const int64_t first = task % parts * rows;",
+        "const int64_t first = 0;",
+    ),
+    recurrent(
+        "hidden bias not added",
+        "torch/recurrent.cpp",
+        "return {in.b_ih + in.b_hh, Tensor()}",
+        "return {in.b_ih.clone(), Tensor()}",
+    ),
+    recurrent(
+        "state before the start of a reversed short sequence",
+        "torch/recurrent.cpp",
+        "(t == in.lengths - 1)",
+        "(t == in.lengths)",
+    ),
+    recurrent(
+        "weight gradient sees states through resets",
+        "torch/recurrent.cpp",
+        "return in.resets.defined() ? before.masked_fill(in.resets.unsqueeze(-1), 0) : before;",
+        "return before;",
+    ),
+    recurrent(
+        "weight gradient misses the initial state",
+        "torch/recurrent.cpp",
+        "if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, true);",
+        "if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, false);",
+    ),
+    recurrent(
+        "shared gradient of the first model only",
+        "torch/recurrent.cpp",
+        "gradient.squeeze(0) : gradient.sum(0)",
+        "gradient.squeeze(0) : gradient.select(0, 0)",
+    ),
+    conv("later of equals wins", "cpu/conv.h", "pixels[at] > pixels[best] ||", "pixels[at] >= pixels[best] ||"),
+    conv("later of equals wins in vectors", "cpu/conv.h", "(w.lower_left > value)", "(w.lower_left >= value)"),
+    conv("largest forgets a corner", "cpu/conv.h", "larger(w.lower_left, w.lower_right)", "w.lower_left"),
+    conv(
+        "average over one pixel too many",
+        "cpu/conv.h",
+        "T(1) / static_cast<T>(s.window[0] * s.window[1])",
+        "T(1) / static_cast<T>(s.window[0] * s.window[1] + 1)",
+    ),
+    conv("not a number loses", "cpu/conv.h", "(b > a) | (b != b) ? b : a", "b > a ? b : a"),
+    conv(
+        "padding of the other axis",
+        "cpu/conv.h",
+        "width(s.width + 2 * s.padding[1])",
+        "width(s.width + 2 * s.padding[0])",
+    ),
+    conv(
+        "image one row too low", "cpu/conv.h", "(y + s.padding[0]) * grid.width", "(y + s.padding[0] / 2) * grid.width"
+    ),
+    conv(
+        "dilation of the other axis",
+        "cpu/conv.h",
+        "tap % s.kernel[1] * s.dilation[1]",
+        "tap % s.kernel[1] * s.dilation[0]",
+    ),
+    conv("bias of the first output", "cpu/conv.h", "T(0) : bias[first + r]", "T(0) : bias[first]"),
+    conv(
+        "shared input read as own",
+        "cpu/conv.h",
+        "source = s.shared ? image % s.batch : image",
+        "source = s.shared ? 0 : image",
+    ),
+    conv("bands overlap", "cpu/conv.h", "padded + row * s.window[0] * grid.width", "padded + row * grid.width"),
+    conv(
+        "gradient past the used columns",
+        "cpu/conv.h",
+        "__builtin_memset(dpre + r * grid.width + grid.columns, 0, (grid.width - grid.columns) * sizeof(T))",
+        "(void)r",
+    ),
+    conv(
+        "weights of the wrong group transposed",
+        "cpu/conv.h",
+        "d.weight + ((i * grid.outputs + o) * grid.inputs + c)",
+        "d.weight + ((o) * grid.inputs + c)",
+    ),
+    conv(
+        "leaky slope on the wrong side",
+        "core/activation.h",
+        "return pre > static_cast<T>(0) ? V{} + one : V{} + static_cast<T>(leaky_relu_slope)",
+        "return pre < static_cast<T>(0) ? V{} + one : V{} + static_cast<T>(leaky_relu_slope)",
+    ),
+    conv(
+        "relu lets the gradient pass",
+        "core/activation.h",
+        "return pre <= static_cast<T>(0) ? V{} : V{} + one",
+        "return V{} + one",
+    ),
+    conv("silu slope without its second term", "core/activation.h", "return s * (one + pre * (one - s))", "return s"),
+]
+
+
+class Builder:
+    """Builds the extension for one instruction set without optimisation, reusing what a mutant leaves alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.csrc = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", self.csrc)
+        shutil.copytree(ROOT / "recurve", folder / "recurve", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(ROOT / "tests/recurve", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+        self.flags = [
+            *("-std=c++20", "-O0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w"),
+            *("-DTORCH_API_INCLUDE_EXTENSION_H", "-DTORCH_EXTENSION_NAME=_C", '-DRECURVE_DEVICES="cpu"'),
+            *(f"-I{path}" for path in includes),
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.compile, (*TORCH_SOURCES, "cpu/kernels.cpp")))
+        self.link()
+
+    def compile(self, source: str) -> None:
+        flags = [*self.flags, "-DRECURVE_ISA=baseline"] if source == "cpu/kernels.cpp" else self.flags
+        self.run(["g++", *flags, "-c", f"csrc/{source}", "-o", f"{source.replace('/', '_')}.o"])
+
+    def link(self) -> None:
+        """The other instruction sets become names of the one that is built."""
+        table = "_ZN7recurve{}instruction_set_{}E"
+        baseline = table.format(24, "baseline")
+        others = [table.format(20, "avx2"), table.format(22, "avx512")] if platform.machine() == "x86_64" else []
+        objects = [f"{source.replace('/', '_')}.o" for source in (*TORCH_SOURCES, "cpu/kernels.cpp")]
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+        libraries += ["-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
+        aliases = [f"-Wl,--defsym={other}={baseline}" for other in others]
+        target = f"recurve/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        self.run(["g++", "-shared", "-fopenmp", *objects, *aliases, *libraries, "-o", target])
+
+    def run(self, command: list[str]) -> None:
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
+
+    def test(self, suite: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "RECURVE_ISA": "baseline", "OMP_NUM_THREADS": "1"}
+        file, *options = SUITES[suite]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir=.",
+            "-m",
+            "not slow",
+        ]
+        command += [f"tests/{file}", *options]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    def build(self, file: str) -> None:
+        self.compile(file if file.endswith(".cpp") else "cpu/kernels.cpp")
+        self.link()
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return Builder(tmp_path_factory.mktemp("mutants"))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_without_a_bug_the_tests_pass(builder, suite):
+    done = builder.test(suite)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
+def test_a_planted_bug_is_noticed(builder, mutant):
+    file = builder.csrc / mutant.file
+    original = file.read_text()
+    assert mutant.before in original, f"{mutant.file} no longer has {mutant.before!r}: plant this bug anew"
+    file.write_text(original.replace(mutant.before, mutant.after, 1))
+    try:
+        builder.build(mutant.file)
+        done = builder.test(mutant.suite)
+    finally:
+        file.write_text(original)
+        if mutant.file.endswith(".cpp"):
+            builder.build(mutant.file)
+    assert done.returncode != 0, f"the tests do not notice: {mutant.name}"
+    assert " failed" in done.stdout or done.returncode < 0, done.stdout[-2000:] + done.stderr[-2000:]
