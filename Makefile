@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m clang_format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 build: $(BUILT)
 
@@ -56,7 +56,7 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt --upgrade pip setuptools
 	$(PY) -m pip install -q -c constraints.txt torch ninja
-	RECURVE_BUILD=none $(PY) -m pip install -q -c constraints.txt --no-build-isolation --editable '.[test]'
+	RECURVE_BUILD=none $(PY) -m pip install -qq -c constraints.txt --no-build-isolation --editable '.[test]'
 	@touch $@
 
 check-environment:

@@ -242,7 +242,7 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
       if (in.b_ih.defined()) {
         const Tensor sums = at::empty({E, all}, like);
         cpu.column_sums(data<T>(dgates), E, rows, all, sums.mutable_data_ptr<T>(), parallel);
-        d.b_hh = sums.narrow(1, hidden_side, width).contiguous();
+        d.b_hh = sums.narrow(1, hidden_side, width).clone();
         d.b_ih = is_gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
       }
     }

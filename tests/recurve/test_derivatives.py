@@ -118,10 +118,7 @@ BACKWARD_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor"
 
 @pytest.mark.parametrize("keep", [False, True], ids=["outputs", "kept"])
 @pytest.mark.parametrize("case", [c for c in CALLS if isinstance(c, Sequence)], ids=str)
-def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep, generator, request):
-    if keep and case.op == "gru" and case.models is None:
-        reason = "the gradient of b_hh is a view into a larger tensor, which its fake is not"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep, generator):
     tensors, arguments = case.tensors(generator), case.arguments(generator)
     cell = ("lstm", "gru", "rnn").index(case.op)
     activation = {"tanh": 4, "sigmoid": 5, "relu": 1}[arguments.get("activation", "tanh")]
