@@ -24,6 +24,9 @@ def cases():
         yield replace(PLAIN, size=(7, 11), options=options)
     for kernel in ((1, 1), (5, 5), (2, 4), (1, 7), (9, 8)):
         yield replace(PLAIN, kernel=kernel, options={"padding": 1})
+    # Patches wider than several vectors.
+    yield replace(PLAIN, kernel=(1, 25), size=(5, 20), options={"padding": (0, 12), "pool": "none"})
+    yield replace(PLAIN, kernel=(2, 7), size=(5, 20), options={"padding": (0, 15), "dilation": (1, 5), "pool": "none"})
     for size in ((3, 3), (4, 4), (5, 19), (17, 17), (33, 40)):
         yield replace(PLAIN, size=size, options={"padding": 1, "pool": "max"})
         yield replace(PLAIN, size=size, options={"padding": 1, "pool": "average", "activation": "silu"})
