@@ -37,14 +37,6 @@ def test_a_failed_build_in_mode_auto_succeeds_loudly_and_leaves_no_stale_extensi
     assert not stale.exists()
 
 
-def test_without_the_extension_status_says_native_and_why(checkout):
-    command = [sys.executable, "-m", "recurve"]
-    status = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
-    assert "extension: missing" in status
-    assert "make build" in status
-    assert "fused" not in status
-
-
 def test_mode_cpu_fails_where_the_compiler_does(checkout):
     assert build(checkout, "cpu").returncode != 0
 

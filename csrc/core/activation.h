@@ -10,6 +10,12 @@ enum class Activation : int { none = 0, relu, leaky_relu, silu, tanh, sigmoid };
 constexpr const char* activation_names[] = {"none", "relu", "leaky_relu", "silu", "tanh", "sigmoid"};
 constexpr double leaky_relu_slope = 0.01;  // torch's default
 
+// The sigmoid, exactly zero where its exponential would overflow, so that an infinite input times it is not a number.
+template <class V>
+RECURVE_INLINE V silu_gate(V pre) {
+  return pre < -ExpConstants<typename Real<V>::Scalar>::highest ? V{} : sigmoid(pre);
+}
+
 template <class V>
 RECURVE_INLINE V activate(V pre, Activation activation) {
   using T = typename Real<V>::Scalar;
@@ -19,7 +25,7 @@ RECURVE_INLINE V activate(V pre, Activation activation) {
     case Activation::leaky_relu:
       return pre < static_cast<T>(0) ? pre * static_cast<T>(leaky_relu_slope) : pre;
     case Activation::silu:
-      return pre * sigmoid(pre);
+      return pre * silu_gate(pre);
     case Activation::tanh:
       return tanh(pre);
     case Activation::sigmoid:
@@ -41,7 +47,7 @@ RECURVE_INLINE V activation_slope(V pre, V value, Activation activation) {
     case Activation::leaky_relu:
       return pre > static_cast<T>(0) ? V{} + one : V{} + static_cast<T>(leaky_relu_slope);
     case Activation::silu: {
-      const V s = sigmoid(pre);
+      const V s = silu_gate(pre);
       return s * (one + pre * (one - s));
     }
     case Activation::tanh:

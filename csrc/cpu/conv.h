@@ -35,6 +35,12 @@ struct Grid {
 
   int64_t plane() const { return height * width; }
 
+  // Elements of a padded image, with what the last vectors of pixels read past its end.
+  template <class T>
+  int64_t padded_size(const ConvShape& s) const {
+    return inputs * plane() + (s.kernel[1] - 1) * s.dilation[1] + 4 * lanes<T>;
+  }
+
   // Where kernel element `tap` reads, from where the output pixel stands.
   int64_t tap_offset(const ConvShape& s, int64_t tap) const {
     return tap / s.kernel[1] * s.dilation[0] * width + tap % s.kernel[1] * s.dilation[1];
@@ -231,7 +237,7 @@ void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
     const int64_t group = task % s.groups, image = task / s.groups, model = image / s.batch;
     const int64_t output = model * s.outputs + group * grid.outputs, source = s.shared ? image % s.batch : image;
     T* y = f.y + (image * s.outputs + group * grid.outputs) * pooled_h * pooled_w;
-    Scratch<T> padded(grid.inputs * grid.plane() + 4 * lanes<T>), pixels(grid.outputs * stride + 2 * lanes<T>);
+    Scratch<T> padded(grid.padded_size<T>(s)), pixels(grid.outputs * stride + 2 * lanes<T>);
     pad_image(s, grid, f.x + (source * s.channels + group * grid.inputs) * plane, padded.get());
     for (int64_t row = 0; row < pooled_h; row += band) {
       const int64_t rows = least(band, pooled_h - row), count = rows * s.window[0] * grid.width;
@@ -267,16 +273,16 @@ T backward_pixels(const ConvShape& s, const Grid& grid, const T* pre, T* activat
     else
       unpool_row(s, activated + at, dy + r * s.pooled(1), grid.width, dpre + at);
   }
-  for (int64_t r = 0; r < grid.rows; ++r)
-    __builtin_memset(dpre + r * grid.width + grid.columns, 0, (grid.width - grid.columns) * sizeof(T));
   Vector<T> sums = zero_vector<T>();
-  for (int64_t p = 0; p < count; p += lanes<T>) {
-    const Vector<T> g = load(dpre + p, count - p);
-    const Vector<T> slope = activation_slope(load(pre + p), load(activated + p), s.activation);
-    // Where no gradient comes in none goes on, even past a pixel that is not finite.
-    const Vector<T> through = g == T(0) ? zero_vector<T>() : g * slope;
-    store(dpre + p, through, count - p);
-    sums += through;
+  for (int64_t r = 0; r < grid.rows; ++r) {
+    const int64_t row = r * grid.width;
+    for (int64_t j = 0; j < grid.columns; j += lanes<T>) {
+      const int64_t at = row + j, left = grid.columns - j;
+      const Vector<T> slope = activation_slope(load(pre + at), load(activated + at), s.activation);
+      store(dpre + at, load(dpre + at, left) * slope, left);
+      sums += load(dpre + at, left);
+    }
+    __builtin_memset(dpre + row + grid.columns, 0, (grid.width - grid.columns) * sizeof(T));
   }
   T sum = 0;
   for (int64_t i = 0; i < lanes<T>; ++i) sum += sums[i];
@@ -380,7 +386,7 @@ void conv_backward_image(const ConvBackwardPlan<T>& plan, int64_t model, int64_t
   const int64_t plane = s.height * s.width, pooled = s.pooled(0) * s.pooled(1);
   const int64_t output = model * s.outputs + group * grid.outputs, source = s.shared ? image % s.batch : image;
   const T* dy = d.dy + (image * s.outputs + group * grid.outputs) * pooled;
-  Scratch<T> padded(grid.inputs * grid.plane() + 4 * lanes<T>), activated(plan.pixels + 2 * lanes<T>);
+  Scratch<T> padded(grid.padded_size<T>(s)), activated(plan.pixels + 2 * lanes<T>);
   Scratch<T> pre(most(grid.outputs * plan.pixels, grid.inputs * whole_vectors<T>(s.height * grid.width)));
   Scratch<T> dpre(grid.outputs * plan.plane);
   pad_image(s, grid, d.x + (source * s.channels + group * grid.inputs) * plane, padded.get());

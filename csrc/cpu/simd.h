@@ -122,51 +122,63 @@ RECURVE_INLINE void store(T* to, Vector<T> v, int64_t count) {
     store_part(to, v, count);
 }
 
-// acc[r][g] += sum over k of a[r][k] * w[k][g]: R rows of `a` against G vectors per k, `stride` elements apart.
-template <class T, int R, int G>
-RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* w, int64_t stride, int64_t K) {
-  for (int64_t k = 0; k < K; ++k) {
-    Vector<T> b[G];
-    RECURVE_UNROLL
-    for (int g = 0; g < G; ++g) b[g] = load(w + k * stride + g * lanes<T>);
-    RECURVE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      RECURVE_UNROLL
-      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a[r][k];
-    }
-  }
-}
+// Products of a tile: acc[r][g] += sum over k of a(r, k) * w(k)[g], where `a(r, k)` gives one element of R rows and
+// `w(k)` the address of G vectors. The sum runs in blocks, each summed by itself: its rounding error stays that of a
+// block where one long chain would let it grow with K.
+constexpr int64_t product_block = 256;
 
-// The same with the vectors of k at w + offsets[k].
-template <class T, int R, int G>
-RECURVE_INLINE void product_at_offsets(Vector<T> (&acc)[R][G], const T* const* a, const T* w, const int64_t* offsets,
-                                       int64_t K) {
-  for (int64_t k = 0; k < K; ++k) {
-    const T* at = w + offsets[k];
+template <class T, int R, int G, class A, class W>
+RECURVE_INLINE void accumulate(Vector<T> (&acc)[R][G], const A& a, const W& w, int64_t k, int64_t end) {
+  for (; k < end; ++k) {
+    const T* at = w(k);
     Vector<T> b[G];
     RECURVE_UNROLL
     for (int g = 0; g < G; ++g) b[g] = load(at + g * lanes<T>);
     RECURVE_UNROLL
     for (int r = 0; r < R; ++r) {
       RECURVE_UNROLL
-      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a[r][k];
+      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a(r, k);
     }
   }
 }
 
-// The same as `product` with `a` laid out by k: element (r, k) stands at a[k * R + r].
-template <class T, int R, int G>
-RECURVE_INLINE void product_by_depth(Vector<T> (&acc)[R][G], const T* a, const T* w, int64_t stride, int64_t K) {
-  for (int64_t k = 0; k < K; ++k) {
-    Vector<T> b[G];
-    RECURVE_UNROLL
-    for (int g = 0; g < G; ++g) b[g] = load(w + k * stride + g * lanes<T>);
+template <class T, int R, int G, class A, class W>
+RECURVE_INLINE void accumulate_blocks(Vector<T> (&acc)[R][G], const A& a, const W& w, int64_t K) {
+  int64_t k = K < product_block ? K : product_block;
+  accumulate<T, R, G>(acc, a, w, 0, k);
+  while (k < K) {
+    Vector<T> block[R][G] = {};
+    const int64_t end = K < k + product_block ? K : k + product_block;
+    accumulate<T, R, G>(block, a, w, k, end);
     RECURVE_UNROLL
     for (int r = 0; r < R; ++r) {
       RECURVE_UNROLL
-      for (int g = 0; g < G; ++g) acc[r][g] += b[g] * a[k * R + r];
+      for (int g = 0; g < G; ++g) acc[r][g] += block[r][g];
     }
+    k = end;
   }
+}
+
+// Rows of `a` against vectors `stride` elements apart.
+template <class T, int R, int G>
+RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* w, int64_t stride, int64_t K) {
+  accumulate_blocks<T, R, G>(
+      acc, [&](int r, int64_t k) { return a[r][k]; }, [&](int64_t k) { return w + k * stride; }, K);
+}
+
+// Rows of `a` against vectors at w + offsets[k].
+template <class T, int R, int G>
+RECURVE_INLINE void product_at_offsets(Vector<T> (&acc)[R][G], const T* const* a, const T* w, const int64_t* offsets,
+                                       int64_t K) {
+  accumulate_blocks<T, R, G>(
+      acc, [&](int r, int64_t k) { return a[r][k]; }, [&](int64_t k) { return w + offsets[k]; }, K);
+}
+
+// `a` by k, element (r, k) at a[k * R + r], against vectors `stride` elements apart; K is at most a block.
+template <class T, int R, int G>
+RECURVE_INLINE void product_by_depth(Vector<T> (&acc)[R][G], const T* a, const T* w, int64_t stride, int64_t K) {
+  accumulate<T, R, G>(
+      acc, [&](int r, int64_t k) { return a[k * R + r]; }, [&](int64_t k) { return w + k * stride; }, 0, K);
 }
 
 // Rows that a tile of G vectors can hold in registers, beside the panel's vectors.

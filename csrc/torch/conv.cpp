@@ -75,6 +75,8 @@ struct Inputs {
       shape.padding[axis] = o.padding[axis];
       shape.dilation[axis] = o.dilation[axis];
       shape.window[axis] = shape.pool == Pool::none ? 1 : o.window[axis];
+    }
+    for (int axis = 0; axis < 2; ++axis) {
       TORCH_CHECK(shape.stride[axis] == 1, "conv_block: the fused kernel serves stride 1 only, got ",
                   shape.stride[axis], "; recurve.ops.conv_block runs other strides natively");
       TORCH_CHECK(shape.padding[axis] >= 0, "negative padding is not supported");

@@ -60,7 +60,6 @@ def test_float32_is_about_as_accurate_as_the_native_op(case, generator):
     assert_as_accurate(getattr(ops, case.op), case, generator, draws=max(4, 300 // numbers) if numbers else 1)
 
 
-@pytest.mark.xfail(strict=True, reason="float32 sums over all 4H gates in one chain, torch block by block")
 def test_float32_is_about_as_accurate_as_the_native_op_with_many_units(generator):
     assert_as_accurate(ops.lstm, Sequence("lstm", steps=10, batch=8, hidden=1024), generator, draws=1)
 
