@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import recurve
-from recurve import ops
+from recurve import _extension, ops
+
+needs_kernels = pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",)}

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from recurve import _extension
+
 settings.register_profile(
     "kernels", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -31,3 +33,17 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+MISSING = ("the extension is missing", "'_OpNamespace' 'recurve' object has no attribute")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that asks for a kernel is skipped, with the reason, where the extension could not be built."""
+    try:
+        return (yield)
+    except (RuntimeError, AttributeError) as error:
+        if not _extension.has("lstm") and any(text in str(error) for text in MISSING):
+            pytest.skip("needs the compiled extension")
+        raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Block, Sequence, assert_close, assert_same, reference, results
+from cases import Block, Sequence, assert_close, assert_same, needs_kernels, reference, results
 
 import recurve
 from recurve import _backend, _extension, ops
@@ -73,6 +73,7 @@ def test_the_backend_before_comes_back_even_after_an_error():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@needs_kernels
 def test_forcing_fused_where_it_cannot_serve_tells_why(dtype, generator):
     tensors = {n: t.to(dtype) for n, t in Sequence("gru").tensors(generator).items()}
     with (
@@ -96,6 +97,7 @@ def test_meta_tensors_run_natively():
     assert y.is_meta
 
 
+@needs_kernels
 def test_status_tells_versions_instruction_set_and_where_each_op_runs():
     text = recurve.status()
     assert f"recurve {recurve.__version__} on torch {torch.__version__}" in text

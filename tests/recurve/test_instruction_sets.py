@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Block, Sequence, assert_same, results
+from cases import Block, Sequence, assert_same, needs_kernels, results
 
 import recurve
 from recurve import _extension, ops
@@ -103,6 +103,7 @@ def test_the_environment_chooses_the_instruction_set(name):
     assert done.stdout.strip() == name, done.stderr
 
 
+@needs_kernels
 def test_an_unknown_instruction_set_is_refused_and_the_allowed_ones_named():
     done = python("-c", "import recurve", RECURVE_ISA="sse9")
     assert done.returncode != 0

@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Block, assert_as_accurate, assert_close, assert_same, normal, reference, results, served, strided
+from cases import (
+    Block,
+    assert_as_accurate,
+    assert_close,
+    assert_same,
+    needs_kernels,
+    normal,
+    reference,
+    results,
+    served,
+    strided,
+)
 
 import recurve
 from recurve import ops
@@ -245,6 +256,7 @@ def test_inputs_are_left_as_they_are(generator):
     ],
     ids=str,
 )
+@needs_kernels
 def test_wrong_shapes_are_named(change, message, generator):
     tensors = PLAIN.tensors(generator) | {name: normal(shape, generator) for name, shape in change.items()}
     with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
@@ -263,12 +275,14 @@ def test_wrong_shapes_are_named(change, message, generator):
     ],
     ids=str,
 )
+@needs_kernels
 def test_wrong_geometry_is_named(options, message, generator):
     with pytest.raises(RuntimeError, match=message):
         ops.conv_block(**PLAIN.tensors(generator), **options)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
+@needs_kernels
 def test_mixed_dtypes_are_refused(name, generator):
     tensors = PLAIN.tensors(generator)
     tensors[name] = tensors[name].float()

@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import STATES, Sequence, assert_as_accurate, assert_close, assert_same, normal, reference, results, strided
+from cases import (
+    STATES,
+    Sequence,
+    assert_as_accurate,
+    assert_close,
+    assert_same,
+    needs_kernels,
+    normal,
+    reference,
+    results,
+    strided,
+)
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import recurve
@@ -331,6 +342,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 @every_op
+@needs_kernels
 def test_wrong_shapes_are_named(op, what, generator):
     shapes, message = WRONG[what]
     tensors = Sequence(op).tensors(generator) | {name: normal(shape, generator) for name, shape in shapes.items()}
@@ -340,6 +352,7 @@ def test_wrong_shapes_are_named(op, what, generator):
 
 @pytest.mark.parametrize("name", ["h0", "w_ih", "w_hh", "b_ih", "b_hh"])
 @every_op
+@needs_kernels
 def test_mixed_dtypes_are_refused_by_name(op, name, generator):
     tensors = Sequence(op).tensors(generator)
     tensors[name] = tensors[name].float()
@@ -360,12 +373,14 @@ def test_mixed_dtypes_are_refused_by_name(op, name, generator):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:30],
 )
 @every_op
+@needs_kernels
 def test_wrong_lengths_and_resets_are_named(op, arguments, message, generator):
     with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
         getattr(ops, op)(**Sequence(op).tensors(generator), **arguments)
 
 
 @every_op
+@needs_kernels
 def test_one_bias_without_the_other_is_refused(op, generator):
     tensors = Sequence(op).tensors(generator)
     del tensors["b_hh"]
