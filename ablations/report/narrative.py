@@ -21,7 +21,7 @@ from ablations.report.numbers import (
     unit_of_difference,
     unit_of_value,
 )
-from ablations.statistics import ALPHA, one_factor_runs, paired_difference
+from ablations.statistics import ALPHA, one_factor_runs, paired_difference, proportion_interval
 
 VERDICTS = ("supported", "contradicted", "equivalent", "undecided")
 KINDS = {"accuracy": "accuracy", "convergence": "learning convergence", "complexity": "model complexity"}
@@ -178,9 +178,14 @@ def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> C
 
 def _losses(row: pd.Series, by_name: Mapping[str, pd.Series], responses: list[dict[str, Any]]) -> list[str]:
     sentences = []
-    if row["unfinished"]:
-        runs = count(row["unfinished"], "run")
-        sentences.append(f"{runs} of this level diverged or failed: counted here, not averaged in.")
+    if row["diverged"] or row["baseline_diverged"]:
+        low, high = (number(100 * x, 0) for x in proportion_interval(row["diverged"], row["tried"]))
+        sentences.append(
+            f"{row['diverged']} of {count(row['tried'], 'run')} diverged (95 % interval of the rate {low} to {high} %), "
+            f"of the baseline's {row['baseline_diverged']} of {row['baseline_tried']}: never averaged in."
+        )
+    if row["failed"]:
+        sentences.append(f"{count(row['failed'], 'run')} of this level failed: counted here, not averaged in.")
     for response in responses:
         mine = by_name.get(response["name"])
         if mine is not None and mine["n"] and (mine["missed"] or mine["baseline_missed"]):

@@ -1,0 +1,153 @@
+"""Every level of a study against its baseline, in every response, on the runs that differ in that factor alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ablations.statistics.decisions import ALPHA, benjamini_hochberg, equivalence_p, holm, judge, smallest_detectable
+from ablations.statistics.paired import (
+    Difference,
+    hedges,
+    paired_difference,
+    paired_median,
+    paired_ratio,
+    probability_of_improvement,
+)
+
+COMPARE = {"difference": paired_difference, "median": paired_median, "ratio": paired_ratio, "exact": paired_ratio}
+
+
+def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """Runs that differ from the baseline in at most one factor, with the columns `factor` and `level`.
+
+    Baseline runs come once per factor, as its baseline level. Levels keep the study's order; those that it does not
+    declare are left out.
+    """
+    factors = [factor for factor in declaration["factors"] if factor["name"] in runs]
+    baseline = {factor["name"]: factor["levels"][0]["name"] for factor in factors}
+    at_baseline = pd.DataFrame({name: runs[name].astype(str) == level for name, level in baseline.items()})
+    frames = []
+    for factor in factors:
+        name, order = factor["name"], [level["name"] for level in factor["levels"]]
+        mine = runs[at_baseline.drop(columns=name).all(axis=1)]
+        mine = mine.assign(factor=name, level=mine[name].astype(str)).query("level in @order")
+        frames.append(mine.sort_values("level", key=lambda levels, order=order: levels.map(order.index), kind="stable"))
+    return pd.concat(frames, ignore_index=True) if frames else runs.assign(factor="", level="").iloc[:0]
+
+
+def baseline_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """Runs with every factor at its baseline level."""
+    chosen = pd.Series(True, index=runs.index)
+    for factor in declaration["factors"]:
+        if factor["name"] in runs:
+            chosen &= runs[factor["name"]].astype(str) == factor["levels"][0]["name"]
+    return runs[chosen]
+
+
+def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """Every level against its baseline in every response, a row each.
+
+    `measure` says what `mean`, `low` and `high` are: a `difference` in the response's unit, a `ratio` minus one (for
+    complexity), an `exact` ratio minus one (for counts, which do not vary between seeds and have no interval), or the
+    `median` of the differences (for times that may be infinite: there `value` and `baseline` are medians too, and runs
+    that diverged count as never). Otherwise `value` and `baseline` are means over the same `n` seed pairs.
+    `effect_size` is Hedges' g, in seed standard deviations; `improvement` the share of seeds on which the level is
+    better, with its exact interval. `tried`, `diverged` and `failed` count runs of the level, `baseline_...` those of
+    the baseline; `missed` counts its finished runs without a finite value.
+
+    The primary response of levels with a hypothesis is the planned family: it alone carries a verdict, Holm's p values
+    and the smallest `detectable` difference. All other p values explore, and `q` corrects them by Benjamini-Hochberg.
+    """
+    rows = []
+    comparable = one_factor_runs(runs, declaration)
+    for factor in declaration["factors"]:
+        mine = comparable[comparable["factor"] == factor["name"]]
+        of_baseline = mine[mine["level"] == factor["levels"][0]["name"]]
+        for level in factor["levels"][1:]:
+            of_level = mine[mine["level"] == level["name"]]
+            if len(of_level):
+                known = {"factor": factor["name"], "level": level["name"]} | _outcomes(of_level, of_baseline)
+                rows += [
+                    known | _effect(of_level, of_baseline, response)
+                    for response in declaration["responses"]
+                    if response["name"] in runs
+                ]
+    frame = pd.DataFrame(rows)
+    return _explore(_judge_primary(frame, declaration)) if rows else frame
+
+
+def _outcomes(level: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, int]:
+    counts = {}
+    for side, frame in (("", level), ("baseline_", baseline)):
+        counts[f"{side}tried"] = len(frame)
+        counts |= {f"{side}{status}": int((frame["status"] == status).sum()) for status in ("diverged", "failed")}
+    return counts
+
+
+def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, Any]) -> dict[str, Any]:
+    name, measure = response["name"], response.get("measure", "difference")
+    counted = ["done", "diverged"] if measure == "median" else ["done"]
+    x, y = (frame[frame["status"].isin(counted)].set_index("seed")[name].astype(float) for frame in (level, baseline))
+    pairs = pd.DataFrame({"level": x, "baseline": y})
+    pairs = pairs.dropna() if measure == "median" else pairs.replace([np.inf, -np.inf], np.nan).dropna()
+    if response["kind"] == "complexity":
+        counts = len(pairs) and (pairs.nunique() == 1).all() and (pairs % 1 == 0).all(axis=None)
+        measure = "exact" if counts else "ratio"
+    difference = COMPARE[measure](pairs["level"], pairs["baseline"])
+    center = {"ratio": stats.gmean, "median": np.median}.get(measure, np.mean)
+    improvement = probability_of_improvement(pairs["level"], pairs["baseline"], response["better"])
+    return {
+        "response": name,
+        "kind": response["kind"],
+        "measure": measure,
+        "value": float(center(pairs["level"])) if len(pairs) else math.nan,
+        "baseline": float(center(pairs["baseline"])) if len(pairs) else math.nan,
+        **{k: getattr(difference, k) for k in ("mean", "low", "high", "n", "sd", "p", "p_sign_flip")},
+        "effect_size": hedges(pairs["level"], pairs["baseline"]) if measure == "difference" else math.nan,
+        **dict(zip(("improvement", "improvement_low", "improvement_high"), improvement, strict=True)),
+        "missed": int((~np.isfinite(x)).sum()),
+        "baseline_missed": int((~np.isfinite(y)).sum()),
+    }
+
+
+def _judge_primary(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    primary = declaration["responses"][0]
+    hypotheses = {
+        (factor["name"], level["name"]): level["hypothesis"]
+        for factor in declaration["factors"]
+        for level in factor["levels"]
+    }
+    mine = frame.index[frame["response"] == primary["name"]]
+    planned = [i for i in mine if hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]]
+    for column in ("margin", "p_holm", "p_equivalence", "more_seeds", "detectable"):
+        frame[column] = math.nan
+    for column in ("expects", "verdict"):
+        frame[column] = ""
+    margins = [hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]["margin"] for i in planned]
+    differences = [_as_difference(frame.loc[i]) for i in planned]
+    p_holm = holm([d.p for d in differences])
+    p_equivalence = holm([equivalence_p(d, margin) for d, margin in zip(differences, margins, strict=True)])
+    for k, i in enumerate(planned):
+        difference, family = differences[k], len(planned)
+        expects = hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]["expects"]
+        verdict = judge(expects, margins[k], primary["better"], difference, p_holm[k], p_equivalence[k], family)
+        frame.loc[i, ["margin", "p_holm", "p_equivalence"]] = [margins[k], p_holm[k], p_equivalence[k]]
+        frame.loc[i, ["expects", "verdict"]] = [expects, verdict.word]
+        frame.loc[i, "more_seeds"] = math.nan if verdict.more_seeds is None else verdict.more_seeds
+        frame.loc[i, "detectable"] = smallest_detectable(difference.sd, difference.n, ALPHA / family)
+    return frame
+
+
+def _explore(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `q`: Benjamini-Hochberg over all p values that no hypothesis planned."""
+    return frame.assign(q=benjamini_hochberg(frame["p"].where(frame["expects"] == "").to_numpy()))
+
+
+def _as_difference(row: pd.Series) -> Difference:
+    return Difference(row["mean"], row["low"], row["high"], int(row["n"]), row["sd"], row["p"], row["p_sign_flip"])

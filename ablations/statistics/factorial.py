@@ -1,0 +1,91 @@
+"""Main effects and two-way interactions where factors were crossed: contrasts within each seed, seeds as blocks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.statistics.decisions import benjamini_hochberg
+from ablations.statistics.paired import Difference, difference_of
+
+
+def contrast(
+    runs: pd.DataFrame, factors: list[str], changed: Mapping[str, tuple[str, str]], response: str
+) -> tuple[Difference, int]:
+    """The contrast of the changed factors over seeds, and in how many settings of the other factors it was taken.
+
+    `changed` maps one factor to (level, baseline) for its main effect, level minus baseline; two factors for their
+    interaction: what both changes do together beyond the sum of what each does alone, y_ab - y_a - y_b + y_0. Within a
+    seed the contrast is averaged over all settings of the other `factors`; a seed counts if it has them all, and a
+    setting that no seed has complete is left out. Its error is thus the seed-by-treatment spread of this very
+    contrast, which assumes no equal variances (no sphericity) between treatments.
+    """
+    others = [factor for factor in factors if factor not in changed]
+    values = runs.pivot_table(index=[*others, "seed"], columns=list(changed), values=response, aggfunc="first")
+    total: Any = 0.0
+    for side in itertools.product((0, 1), repeat=len(changed)):
+        cell = tuple(levels[k] for levels, k in zip(changed.values(), side, strict=True))
+        column = cell if len(cell) > 1 else cell[0]
+        total = total + (-1) ** sum(side) * values.get(column, math.nan)
+    if not isinstance(total, pd.Series):
+        return difference_of([]), 0
+    total = total.replace([np.inf, -np.inf], np.nan)
+    by_seed = (total.unstack(others) if others else total.to_frame()).dropna(axis="columns", how="all")
+    return difference_of(by_seed.dropna().mean(axis=1)), by_seed.shape[1]
+
+
+def main_effects(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str) -> pd.DataFrame:
+    """Level minus baseline averaged over the settings of the other factors, a row per level of a crossed factor.
+
+    Columns: factor, level, settings, and those of `Difference`. Factors that were never crossed have no row: there the
+    effect at the baseline is all that is known.
+    """
+    done, factors = _crossable(runs, declaration, response)
+    rows = []
+    for factor in factors:
+        names = [f["name"] for f in factors]
+        baseline = factor["levels"][0]["name"]
+        for level in factor["levels"][1:]:
+            found, settings = contrast(done, names, {factor["name"]: (level["name"], baseline)}, response)
+            if found.n and settings > 1:
+                rows.append({"factor": factor["name"], "level": level["name"], "settings": settings} | vars(found))
+    return pd.DataFrame(rows)
+
+
+def interactions(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str) -> pd.DataFrame:
+    """Two-way interactions of all levels that were crossed, a row each; empty for one factor at a time.
+
+    Columns: factor, level, other_factor, other_level, settings, those of `Difference`, and `q`, the p value corrected
+    by Benjamini-Hochberg, since which pairs interact is explored, not planned.
+    """
+    done, factors = _crossable(runs, declaration, response)
+    names, rows = [factor["name"] for factor in factors], []
+    for one, other in itertools.combinations(factors, 2):
+        for a, b in itertools.product(one["levels"][1:], other["levels"][1:]):
+            changed = {
+                one["name"]: (a["name"], one["levels"][0]["name"]),
+                other["name"]: (b["name"], other["levels"][0]["name"]),
+            }
+            found, settings = contrast(done, names, changed, response)
+            if found.n:
+                pair = {"factor": one["name"], "level": a["name"]}
+                pair |= {"other_factor": other["name"], "other_level": b["name"], "settings": settings}
+                rows.append(pair | vars(found))
+    frame = pd.DataFrame(rows)
+    return frame.assign(q=benjamini_hochberg(frame["p"].to_numpy())) if rows else frame
+
+
+def _crossable(
+    runs: pd.DataFrame, declaration: Mapping[str, Any], response: str
+) -> tuple[pd.DataFrame, list[Mapping[str, Any]]]:
+    """Finished runs with their levels as text, and the factors of which several levels were run."""
+    if runs.empty or response not in runs:
+        return runs, []
+    done = runs[runs["status"] == "done"]
+    factors = [f for f in declaration["factors"] if f["name"] in done and done[f["name"]].nunique() > 1]
+    return done.astype({f["name"]: str for f in factors} | {response: float}), factors
