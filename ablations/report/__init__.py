@@ -16,6 +16,7 @@ from ablations.report.figures import draw
 from ablations.report.html import Section, page
 from ablations.report.narrative import tell
 from ablations.report.notebook import execute, notebook
+from ablations.report.tables import tables
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def build(
     studies: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Write index.html, report.ipynb (executed), figures/ and runs.csv to `out`, for the runs of one preset.
+    """Write index.html, report.ipynb (executed), figures/, tables/ and runs.csv to `out`, for the runs of one preset.
 
     `studies`: which, all on record by default. `progress` is told what is being done. Raises FileNotFoundError for a
     study without records.
@@ -41,8 +42,9 @@ def build(
     say = progress or (lambda what: None)
     names = list(records.studies() if studies is None else studies)
     notes = [] if names else [f"No study has runs under {records.root} yet; `ablate run STUDY` makes some."]
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    folders = figures, texts = out / "figures", out / "tables"
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     sections, files = [], []
     for name in names:
         say(f"{name}: reading records")
@@ -52,17 +54,21 @@ def build(
         for drawing in draw(evidence):
             files += drawing.save(figures)
             drawings.append((drawing, files[-1].read_text()))
-        for stale in set(figures.glob(f"{name}_*")) - set(files):
-            stale.unlink()  # of another preset, or of runs that are gone
-        sections.append(Section(evidence, tell(evidence), drawings))
-    index, book, table = out / "index.html", out / "report.ipynb", out / "runs.csv"
-    _tidy([section.evidence for section in sections]).to_csv(table, index=False)
+        found = tables(evidence)
+        for table in found:
+            files += table.save(texts)
+        for folder in folders:
+            for stale in set(folder.glob(f"{name}_*")) - set(files):
+                stale.unlink()  # of another preset, or of runs that are gone
+        sections.append(Section(evidence, tell(evidence), drawings, found))
+    index, book, tidy = out / "index.html", out / "report.ipynb", out / "runs.csv"
+    _tidy([section.evidence for section in sections]).to_csv(tidy, index=False)
     say("writing the page")
     index.write_text(page(sections, preset, _command(records, out, preset, studies), notes))
     say("running the notebook")
     _write_notebook(sections, preset, records, book, notes)
     lines = [*notes, *(line for section in sections for line in _lines(section))]
-    return Summary(lines, [index, book, table, *files])
+    return Summary(lines, [index, book, tidy, *files])
 
 
 def _lines(section: Section) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,18 @@ import pandas as pd
 
 from ablations.records import Records
 from ablations.report.numbers import count, listing
-from ablations.statistics import effects, one_factor_runs
+from ablations.statistics import (
+    Target,
+    area_under_curve,
+    baseline_runs,
+    baseline_target,
+    effects,
+    interactions,
+    main_effects,
+    mcnemar,
+    one_factor_runs,
+    time_to_target,
+)
 
 # Forecasts without a network, which a study may record beside its primary response and in its unit.
 REFERENCES = {
@@ -19,6 +32,13 @@ REFERENCES = {
     "log_linear_error": "log-linear extrapolation",
     "log_quadratic_error": "log-quadratic extrapolation",
 }
+# Responses of every study whose records hold what they need; those not `told` stand in tables only.
+STANDARD: tuple[dict[str, Any], ...] = (
+    {"name": "epochs_to_target", "label": "epochs to the baseline's target", "unit": "", "told": True},
+    {"name": "steps_to_target", "label": "steps to the baseline's target", "unit": "", "told": False},
+    {"name": "seconds_to_target", "label": "training time to the baseline's target", "unit": "s", "told": False},
+)
+CHANGES_RESULTS = ("commit", "recurve", "torch", "python", "cpu", "gpu", "threads")  # fields of an environment
 
 
 @dataclass(frozen=True)
@@ -28,12 +48,17 @@ class Evidence:
 
     study: str
     preset: str
-    declaration: dict[str, Any]
+    declaration: dict[str, Any]  # with the standard responses that the records allow
     runs: pd.DataFrame
     effects: pd.DataFrame  # see statistics.effects
     curves: pd.DataFrame  # learning curves of done runs, with the columns of `runs`
-    predictions: dict[str, dict[str, np.ndarray]]  # by key, of done runs
-    environment: dict[str, Any]
+    predictions: Callable[[str], dict[str, np.ndarray]]  # of the run of that key, read when asked for
+    environment: dict[str, list[str]]  # every value of each field, over done runs
+    main_effects: pd.DataFrame = field(default_factory=pd.DataFrame)  # see statistics.main_effects
+    interactions: pd.DataFrame = field(default_factory=pd.DataFrame)  # see statistics.interactions
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame)  # McNemar's counts: factor, level, seed, examples ...
+    target: Target | None = None  # of `epochs_to_target`
+    test_examples: int = 0  # behind every accuracy; 0 where the records do not say
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -49,8 +74,18 @@ class Evidence:
         return self.runs[self.runs["status"] != "done"] if len(self.runs) else self.runs
 
     @property
+    def seeds(self) -> str:
+        """`5 seeds`."""
+        return count(self.done["seed"].nunique(), "seed") if len(self.done) else "no seeds"
+
+    @property
     def references(self) -> dict[str, str]:
         return {column: name for column, name in REFERENCES.items() if column in self.done}
+
+    @property
+    def crossed(self) -> bool:
+        """Whether factors were changed together, so that interactions can be seen."""
+        return len(self.interactions) > 0
 
 
 def gather(records: Records, study: str, preset: str) -> Evidence:
@@ -59,16 +94,40 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
     Raises FileNotFoundError if the study was never declared in these records.
     """
     declaration = records.declaration(study)
-    table = records.table(study)
-    runs, notes = _select(table, declaration, preset)
-    done = runs[runs["status"] == "done"] if len(runs) else runs
-    found = effects(runs, declaration) if len(runs) else pd.DataFrame()
-    curves = records.curves(study) if len(done) else pd.DataFrame()
+    runs, notes = _select(records.table(study), declaration, preset)
+    predictions = partial(records.predictions, study)
+    if runs.empty:
+        return Evidence(study, preset, declaration, runs, pd.DataFrame(), pd.DataFrame(), predictions, {}, notes=notes)
+    curves = records.curves(study)
     if len(curves):
-        curves = curves.merge(done, on="key")
-    predictions = {key: records.predictions(study, key) for key in done["key"]} if len(done) else {}
-    environment = records.environment(study, done["key"].iloc[0]) if len(done) else {}
-    return Evidence(study, preset, declaration, runs, found, curves, predictions, environment, notes)
+        curves = curves.merge(runs[runs["status"] != "failed"], on="key")
+    runs, target = _learning(runs, curves, declaration)
+    declaration = declaration | {"responses": [*declaration["responses"], *_standard(runs, target)]}
+    done = runs[runs["status"] == "done"]
+    environment = _environment([records.environment(study, key) for key in done["key"]])
+    crossed = interactions(runs, declaration, declaration["responses"][0]["name"])
+    return Evidence(
+        study,
+        preset,
+        declaration,
+        runs,
+        effects(runs, declaration),
+        curves[curves["status"] == "done"].reset_index(drop=True) if len(curves) else curves,
+        predictions,
+        environment,
+        main_effects(runs, declaration, declaration["responses"][0]["name"]) if len(crossed) else crossed,
+        crossed,
+        _answers(done, declaration, predictions),
+        target,
+        len(predictions(done["key"].iloc[0]).get("label", ())) if len(done) else 0,
+        [*notes, *_gaps(runs, declaration, len(crossed) > 0), *_mixed(environment)],
+    )
+
+
+def curve_measure(curves: pd.DataFrame) -> tuple[str, str]:
+    """The learning curve's measure that reports speak of, and which way is better."""
+    recorded = "validation_accuracy" in curves and curves["validation_accuracy"].notna().any()
+    return ("validation_accuracy", "higher") if recorded else ("validation_loss", "lower")
 
 
 def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) -> tuple[pd.DataFrame, list[str]]:
@@ -91,15 +150,98 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
     repeated = runs.duplicated([*factors, "seed"])
     if repeated.any():
         notes.append(f"{count(int(repeated.sum()), 'run')} repeated a condition and seed and left out.")
-    runs = runs[~repeated]
-    crossed = len(runs) - one_factor_runs(runs, declaration)["key"].nunique()
-    if crossed:
-        unused = f"{count(crossed, 'run')} changed several factors at once, or to an undeclared level"
-        notes.append(f"{unused}; this report does not use them.")
-    return runs.reset_index(drop=True), [*notes, *_gaps(runs, declaration)]
+    runs, unpaired = _paired(runs[~repeated], declaration)
+    if unpaired:
+        notes.append(
+            f"{count(unpaired, 'run')} saw other data than the baseline's run of the same seed, by the hashes in their "
+            "records: such runs are not paired, and they are left out."
+        )
+    return runs.reset_index(drop=True), notes
 
 
-def _gaps(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> list[str]:
+def _paired(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
+    """Runs whose hash of the data split is that of the baseline's run of their seed, and how many were not."""
+    if "pairing_split" not in runs:
+        return runs, 0
+    baseline = baseline_runs(runs, declaration).drop_duplicates("seed").set_index("seed")["pairing_split"].dropna()
+    expected = runs["seed"].map(baseline)
+    strange = expected.notna() & runs["pairing_split"].notna() & (expected != runs["pairing_split"])
+    return runs[~strange], int(strange.sum())
+
+
+def _learning(
+    runs: pd.DataFrame, curves: pd.DataFrame, declaration: Mapping[str, Any]
+) -> tuple[pd.DataFrame, Target | None]:
+    """The runs with what their learning curves say, and the baseline's target, if a baseline run left a curve."""
+    if curves.empty:
+        return runs, None
+    measure, better = curve_measure(curves)
+    runs = runs.assign(area_under_curve=runs["key"].map(area_under_curve(curves, measure)))
+    of_baseline = curves[curves["key"].isin(baseline_runs(runs, declaration).query("status == 'done'")["key"])]
+    if of_baseline.empty:
+        return runs, None
+    target = baseline_target(of_baseline, measure, better)
+    never = pd.Series(np.inf, index=runs["key"][runs["status"] == "diverged"])
+    for clock in ("epoch", "step"):
+        times = never.to_dict() | time_to_target(curves, target, clock).to_dict()
+        runs[f"{clock}s_to_target"] = runs["key"].map(times)
+    runs["epochs_watched"] = runs["key"].map(curves.groupby("key")["epoch"].max())
+    if "seconds_per_step" in runs:
+        seconds = runs["steps_to_target"] * runs["seconds_per_step"]
+        runs["seconds_to_target"] = seconds.mask(np.isinf(runs["steps_to_target"]), np.inf)
+    return runs, target
+
+
+def _standard(runs: pd.DataFrame, target: Target | None) -> list[dict[str, Any]]:
+    """Responses that the records allow beyond those that the study declares."""
+    if target is None:
+        return []
+    unit = "%" if target.better == "higher" else ""
+    name = target.measure.replace("_", " ")
+    area = {"name": "area_under_curve", "label": f"mean {name} over training", "unit": unit, "told": False}
+    times = [response | {"better": "lower", "measure": "median"} for response in STANDARD if response["name"] in runs]
+    return [response | {"kind": "convergence"} for response in [area | {"better": target.better}, *times]]
+
+
+def _answers(
+    done: pd.DataFrame, declaration: Mapping[str, Any], predictions: Callable[[str], dict[str, np.ndarray]]
+) -> pd.DataFrame:
+    """Per level and seed, the test examples that only the level or only the baseline got right, and McNemar's p.
+
+    Empty for studies whose predictions hold no `label` and `predicted`.
+    """
+    if done.empty or "label" not in predictions(done["key"].iloc[0]):
+        return pd.DataFrame()
+    runs = one_factor_runs(done, declaration)
+    right = {key: _right(predictions(key)) for key in runs["key"].unique()}
+    rows = []
+    for factor in declaration["factors"]:
+        mine = runs[runs["factor"] == factor["name"]]
+        is_baseline = mine["level"] == factor["levels"][0]["name"]
+        baseline = mine[is_baseline].set_index("seed")["key"]
+        for run in mine[~is_baseline & mine["seed"].isin(baseline.index)].itertuples():
+            ours, theirs = right[run.key], right[baseline[run.seed]]
+            if ours is not None and theirs is not None and ours.shape == theirs.shape:
+                row = {"factor": factor["name"], "level": run.level, "seed": run.seed, "examples": len(ours)}
+                rows.append(row | vars(mcnemar(ours, theirs)))
+    return pd.DataFrame(rows)
+
+
+def _right(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    return arrays["label"] == arrays["predicted"] if "label" in arrays and "predicted" in arrays else None
+
+
+def _environment(found: list[dict[str, Any]]) -> dict[str, list[str]]:
+    fields = dict.fromkeys(name for environment in found for name in environment)
+    values = {name: sorted({_text(environment.get(name)) for environment in found}) for name in fields}
+    return {name: [seen[0], seen[-1]] if name == "date" and len(seen) > 2 else seen for name, seen in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _gaps(runs: pd.DataFrame, declaration: Mapping[str, Any], crossed: bool) -> list[str]:
     notes = []
     bad = runs[runs["status"] != "done"]
     if len(bad) == len(runs):
@@ -107,9 +249,23 @@ def _gaps(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> list[str]:
     elif len(bad):
         parts = [count(n, f"{status} run") for status, n in bad["status"].value_counts().items()]
         notes.append(f"{listing(parts)}: counted beside the numbers, never part of them.")
+    together = len(runs) - one_factor_runs(runs, declaration)["key"].nunique()
+    if together and not crossed:
+        unused = f"{count(together, 'run')} changed several factors at once, or to an undeclared level"
+        notes.append(f"{unused}; this report does not use them.")
     done = runs[runs["status"] == "done"]
     if len(done) and done["seed"].nunique() == 1:
         notes.append("There is one seed only: differences are shown, but no interval and no verdict can be given.")
     if len(done) and not (one_factor_runs(done, declaration).groupby("factor")["level"].nunique() > 1).any():
         notes.append("Only one level of each factor was run, so there is nothing to compare.")
     return notes
+
+
+def _mixed(environment: Mapping[str, list[str]]) -> list[str]:
+    several = [name for name in CHANGES_RESULTS if len(environment.get(name, ())) > 1]
+    if not several:
+        return []
+    return [
+        f"The runs were not all made in one environment: they differ in {listing(several)}. What looks like an "
+        "effect of a level may be one of the environment; its values stand at the end of the study."
+    ]

@@ -10,13 +10,13 @@ from typing import Any
 
 import jinja2
 import markupsafe
-import pandas as pd
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures import GRID, INK, MUTED, Drawing
 from ablations.report.narrative import Card, Story
 from ablations.report.numbers import decimals, heading, number, scale, with_unit
-from ablations.statistics import RULES, mean_interval, one_factor_runs
+from ablations.report.tables import Table
+from ablations.statistics import RULES
 
 MARKS = {"supported": "✓", "contradicted": "✗", "equivalent": "≈", "undecided": "?"}
 PAGE_COLOURS = {
@@ -37,6 +37,7 @@ class Section:
     evidence: Evidence
     story: Story
     drawings: Sequence[tuple[Drawing, str]]
+    tables: Sequence[Table]
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -49,8 +50,8 @@ def page(sections: Sequence[Section], preset: str, command: str, notes: Sequence
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"inline": inline, "fine": fine, "heading": heading}
-    environment.globals |= {"bar": bar, "means": means, "marks": MARKS}
+    environment.filters |= {"inline": inline, "fine": fine, "heading": heading, "with_unit": with_unit}
+    environment.globals |= {"bar": bar, "marks": MARKS, "values": pair_values, "levels_of": levels_of}
     template = environment.get_template("report.html")
     return template.render(sections=sections, preset=preset, command=command, notes=notes, rules=RULES)
 
@@ -61,8 +62,7 @@ def inline(svg: str, name: str) -> markupsafe.Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in PAGE_COLOURS.items():
-        svg = svg.replace(colour, variable)
+    svg = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], svg)
     return markupsafe.Markup(svg.replace("<svg ", '<svg aria-hidden="true" ', 1))
 
 
@@ -85,25 +85,19 @@ def bar(card: Card, section: Section) -> dict[str, float] | None:
     } | {"margin": 50 * card.row["margin"] / span if math.isfinite(card.row["margin"]) else 0.0}
 
 
-def means(evidence: Evidence) -> dict[str, Any]:
-    """The table of means per level: a heading per response and rows of factor, level, runs and cells."""
-    responses = [r for r in evidence.declaration["responses"] if r["name"] in evidence.runs]
-    labels = {factor["name"]: heading(factor["label"]) for factor in evidence.declaration["factors"]}
-    rows = []
-    for (factor, level), mine in one_factor_runs(evidence.runs, evidence.declaration).groupby(
-        ["factor", "level"], sort=False
-    ):
-        done = mine[mine["status"] == "done"]
-        cells = [_cell(done[r["name"]], r) for r in responses]
-        rows.append({"factor": labels[factor], "level": level, "done": len(done), "all": len(mine), "cells": cells})
-    return {"headings": [with_unit(response) for response in responses], "rows": rows}
+def pair_values(card: Card, section: Section) -> list[dict[str, str]]:
+    """The pairs of runs behind a card, as rows of text."""
+    by, rows = scale(section.evidence.primary), []
+    spread = float((card.pairs["level"] - card.pairs["baseline"]).std()) * by
+    digits = decimals(spread) + 1 if spread > 0 else None
+    for seed, pair in zip(card.pairs.index, card.pairs.to_dict("records"), strict=True):
+        numbers = {side: number(pair[side] * by, digits) for side in ("level", "baseline")}
+        numbers["difference"] = number((pair["level"] - pair["baseline"]) * by, digits, sign=True)
+        rows.append({"seed": str(seed)} | numbers | {side: pair[side] for side in ("level_key", "baseline_key")})
+    return rows
 
 
-def _cell(values: pd.Series, response: dict[str, Any]) -> str:
-    mean, low, high = (x * scale(response) for x in mean_interval(values.astype(float)))
-    if not math.isfinite(mean):
-        return "not measured"
-    if not math.isfinite(low):
-        return number(mean)
-    half = (high - low) / 2
-    return f"{number(mean, decimals(half))} ± {number(half, decimals(half))}"
+def levels_of(run: dict[str, Any], evidence: Evidence) -> str:
+    """`cell=gru depth=1`."""
+    names = [factor["name"] for factor in evidence.declaration["factors"] if factor["name"] in run]
+    return " ".join(f"{name}={run[name]}" for name in names)

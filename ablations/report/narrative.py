@@ -21,9 +21,20 @@ from ablations.report.numbers import (
     unit_of_difference,
     unit_of_value,
 )
-from ablations.statistics import ALPHA, one_factor_runs, paired_difference, proportion_interval
+from ablations.statistics import (
+    ALPHA,
+    baseline_runs,
+    binomial_error,
+    bootstrap_interval,
+    one_factor_runs,
+    paired_difference,
+    proportion_interval,
+    seed_pairs,
+)
+from ablations.statistics.paired import FEWEST_FOR_BOOTSTRAP
 
 VERDICTS = ("supported", "contradicted", "equivalent", "undecided")
+MOST_INTERACTIONS = 5  # told in words; the table has them all
 KINDS = {"accuracy": "accuracy", "convergence": "learning convergence", "complexity": "model complexity"}
 
 
@@ -36,7 +47,9 @@ class Card:
     effects: list[str]
     verdict: str  # "" where the level stated no hypothesis
     conclusion: str
+    details: list[str]  # how large, how sure, by which tests: the fine print
     row: pd.Series  # of `statistics.effects`, in the primary response
+    pairs: pd.DataFrame  # the runs behind it, see `statistics.seed_pairs`
 
 
 @dataclass(frozen=True)
@@ -51,18 +64,19 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Story:
-    """One study: `summary` in three sentences, `notes` on what is missing, references, then a chapter per factor."""
+    """One study: a summary in three sentences, notes on what is missing, references, chapters, and its design."""
 
     summary: list[str]
     notes: list[str]
     references: list[str]
     chapters: list[Chapter]
+    design: list[str]  # what this design can see, and which interactions it found
 
 
 def tell(evidence: Evidence) -> Story:
     """The story of one study, from its evidence alone."""
     chapters = [_chapter(factor, evidence) for factor in evidence.declaration["factors"]]
-    return Story(_summary(evidence), evidence.notes, _references(evidence), chapters)
+    return Story(_summary(evidence), evidence.notes, _references(evidence), chapters, _design(evidence))
 
 
 def _summary(evidence: Evidence) -> list[str]:
@@ -110,9 +124,7 @@ def _references(evidence: Evidence) -> list[str]:
     response, sentences = evidence.primary, []
     if not evidence.references or response["name"] not in evidence.done:
         return []
-    first = {f["name"]: f["levels"][0]["name"] for f in evidence.declaration["factors"]}
-    runs = one_factor_runs(evidence.done, evidence.declaration)
-    runs = runs[runs["level"] == runs["factor"].map(first)].drop_duplicates("key").set_index("seed")
+    runs = baseline_runs(evidence.done, evidence.declaration).set_index("seed")
     for column, name in evidence.references.items():
         network, reference = runs[response["name"]].astype(float), runs[column].astype(float)
         difference = paired_difference(network, reference)
@@ -142,7 +154,7 @@ def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
         rows = evidence.effects
         rows = rows[(rows["factor"] == factor["name"]) & (rows["level"] == level["name"])] if len(rows) else rows
         if len(rows):
-            cards.append(_card(level, rows, evidence))
+            cards.append(_card(factor["name"], level, rows, evidence))
         else:
             (unfinished if level["name"] in tried else absent).append(level["name"])
     remarks = [
@@ -153,8 +165,9 @@ def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
     return Chapter(factor["label"], factor["levels"][0]["name"], cards, " ".join(remarks))
 
 
-def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> Card:
-    hypothesis, responses = level["hypothesis"], evidence.declaration["responses"]
+def _card(factor: str, level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> Card:
+    hypothesis = level["hypothesis"]
+    responses = [r for r in evidence.declaration["responses"] if r.get("told", True)]
     trying = f"Let's try {level['name']}."
     if hypothesis:
         because = hypothesis["because"].rstrip(".")
@@ -173,7 +186,9 @@ def _card(level: Mapping[str, Any], rows: pd.DataFrame, evidence: Evidence) -> C
     row = by_name.get(responses[0]["name"], rows.iloc[0])
     sentences += _losses(row, by_name, responses)
     conclusion = _conclusion(row, evidence) if hypothesis and row["response"] == responses[0]["name"] else ""
-    return Card(level["name"], trying, sentences, row.get("verdict", "") or "", conclusion, row)
+    pairs = seed_pairs(evidence.runs, evidence.declaration, factor, level["name"], responses[0])
+    details = _details(row, pairs, evidence) if conclusion and row["n"] > 1 else []
+    return Card(level["name"], trying, sentences, row.get("verdict", "") or "", conclusion, details, row, pairs)
 
 
 def _losses(row: pd.Series, by_name: Mapping[str, pd.Series], responses: list[dict[str, Any]]) -> list[str]:
@@ -181,14 +196,19 @@ def _losses(row: pd.Series, by_name: Mapping[str, pd.Series], responses: list[di
     if row["diverged"] or row["baseline_diverged"]:
         low, high = (number(100 * x, 0) for x in proportion_interval(row["diverged"], row["tried"]))
         sentences.append(
-            f"{row['diverged']} of {count(row['tried'], 'run')} diverged (95 % interval of the rate {low} to {high} %), "
-            f"of the baseline's {row['baseline_diverged']} of {row['baseline_tried']}: never averaged in."
+            f"{row['diverged']} of {count(row['tried'], 'run')} diverged (95 % interval of the rate {low} to {high} %) "
+            f"and {row['baseline_diverged']} of {row['baseline_tried']} of the baseline: counted here, not averaged in."
         )
     if row["failed"]:
         sentences.append(f"{count(row['failed'], 'run')} of this level failed: counted here, not averaged in.")
     for response in responses:
         mine = by_name.get(response["name"])
-        if mine is not None and mine["n"] and (mine["missed"] or mine["baseline_missed"]):
+        if (
+            mine is not None
+            and mine["measure"] != "median"
+            and mine["n"]
+            and (mine["missed"] or mine["baseline_missed"])
+        ):
             ours, theirs = (count(mine[side], "run") for side in ("missed", "baseline_missed"))
             sentences.append(
                 f"Without a finite value of {in_sentence(response['label'])}: {ours} of this level and {theirs} of the "
@@ -201,6 +221,8 @@ def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> 
     """What comes after "The effect on ... was" for one response."""
     label = in_sentence(response["label"])
     values = _values(row["value"], row["baseline"], row, response)
+    if row["measure"] == "median":
+        return _median_clause(row, response)
     if row["measure"] == "exact":
         if row["mean"] == 0:
             return f"no change in {label} ({_value(row['value'], row, response)})"
@@ -210,7 +232,7 @@ def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> 
         return f"{_shift(row, response)} in {label}, {seeds} ({values})"
     numbers = f"{_shift(row, response)} ({_certainty(row, response)}; {values})"
     is_primary = response is evidence.primary
-    detected = (row["p_holm"] if is_primary and row["expects"] else row["p"]) <= ALPHA
+    detected = (row["p_holm"] if is_primary and row["expects"] else row["q"]) <= ALPHA
     small = is_primary and row["p_equivalence"] <= ALPHA
     if not detected:
         return f"{'none that matters' if small else 'no difference we could detect'} in {label}: {numbers}"
@@ -241,7 +263,7 @@ def _conclusion(row: pd.Series, evidence: Evidence) -> str:
         "equivalent": f"We expected {expected}; the difference is smaller than the {margin} that would matter.",
         "undecided": f"We expected {expected}; the data cannot tell. {_lacking(row, margin, family)}",
     }[row["verdict"]]  # fmt: skip
-    return f"{found} {_sign_flips(row)}" if row["p_holm"] <= ALPHA else found
+    return found
 
 
 def _lacking(row: pd.Series, margin: str, family: int) -> str:
@@ -258,11 +280,113 @@ def _lacking(row: pd.Series, margin: str, family: int) -> str:
     return f"{reason}About {count(int(row['more_seeds']), 'more seed')} would tell a difference of {margin} from none."
 
 
-def _sign_flips(row: pd.Series) -> str:
-    n = int(row["n"])
+def _details(row: pd.Series, pairs: pd.DataFrame, evidence: Evidence) -> list[str]:
+    """The fine print of the primary response: effect size, improvement, what could be detected, and other tests."""
+    response, n, sentences = evidence.primary, int(row["n"]), []
+    wins = f"The level was better on {number(100 * row['improvement'], 0)} % of the seeds"
+    bounds = (number(100 * row[f"improvement_{side}"], 0) for side in ("low", "high"))
+    sentences.append(f"{wins} (95 % interval of the probability of improvement {' to '.join(bounds)} %, n = {n}).")
+    if math.isfinite(row["effect_size"]):
+        sentences.append(
+            f"In standard deviations between seeds, the effect is {number(row['effect_size'], 2, sign=True)} "
+            "(Hedges' g)."
+        )
+    if math.isfinite(row["detectable"]):
+        smallest = number(row["detectable"] * scale(response), decimals(row["detectable"] * scale(response)))
+        sentences.append(
+            f"With these seeds and so many hypotheses, a true difference of {smallest}{unit_of_difference(response)} "
+            "would be detected with 80 % power."
+        )
     if 2.0 / 2.0**n > ALPHA:
-        return f"The exact sign-flip test cannot reach 0.05 with {n} seeds, so the t test's assumption carries this."
-    return f"The exact sign-flip test, which assumes less than the t test, gives {p_value(row['p_sign_flip'])}."
+        sentences.append(
+            f"The exact sign-flip test cannot reach {ALPHA} with {n} seeds, whose smallest p value is "
+            f"{2.0 / 2.0**n:.2g}: that differences are normal, as the t test assumes, carries the verdict."
+        )
+    else:
+        sentences.append(
+            f"The exact sign-flip test, which assumes less than the t test, gives {p_value(row['p_sign_flip'])}."
+        )
+    if n >= FEWEST_FOR_BOOTSTRAP:
+        ends = (x * scale(response) for x in bootstrap_interval(pairs["level"], pairs["baseline"]))
+        low, high = (number(x, _digits(row, response), sign=True) for x in ends)
+        sentences.append(f"The bootstrap's interval (BCa) is {low} to {high}.")
+    return [*sentences, *_test_set(row, evidence)]
+
+
+def _test_set(row: pd.Series, evidence: Evidence) -> list[str]:
+    """What the test set leaves open, and McNemar's test where both models answered the same examples."""
+    if not evidence.test_examples or evidence.primary["unit"] != "%":
+        return []
+    error = 100 * binomial_error(row["value"], evidence.test_examples)
+    sentences = [
+        f"The {evidence.test_examples:,} test examples alone leave each accuracy a standard error of "
+        f"{number(error, decimals(error))} percentage points, which more seeds do not shrink."
+    ]
+    answers = evidence.answers
+    if len(answers):
+        mine = answers[(answers["factor"] == row["factor"]) & (answers["level"] == row["level"])]
+        if len(mine):
+            ours, theirs = (number(mine[side].mean(), 1) for side in ("only_level", "only_baseline"))
+            sentences.append(
+                f"On the same examples {ours} were right with this level alone and {theirs} with the baseline alone, "
+                f"on average; McNemar's exact test tells the two apart in {int((mine['p'] <= ALPHA).sum())} of "
+                f"{count(len(mine), 'seed')}."
+            )
+    return sentences
+
+
+def _median_clause(row: pd.Series, response: Mapping[str, Any]) -> str:
+    """A time that may never come: medians, with the runs that missed it counted in."""
+    label, detected = in_sentence(response["label"]), row["q"] <= ALPHA
+    values = f"median {_time(row['value'], response, unit=False)} against {_time(row['baseline'], response)}"
+    missed = [
+        f"missed by {count(int(row[side]), 'run')} of {whose}"
+        for side, whose in (("missed", "this level"), ("baseline_missed", "the baseline"))
+        if row[side]
+    ]
+    bounded = math.isfinite(row["low"]) and math.isfinite(row["high"])
+    ends = (number(row[side], _time_digits(row[side]), sign=True) for side in ("low", "high"))
+    interval = f"95 % interval of the median difference {' to '.join(ends)}, " if bounded else ""
+    numbers = f"({interval}n = {int(row['n'])}; {'; '.join([values, *missed])})"
+    if not detected:
+        return f"no difference we could detect in {label} {numbers}"
+    later = row["mean"] > 0 or row["value"] > row["baseline"]
+    return f"{'more' if later else 'fewer'} {label}, for the {'worse' if later else 'better'} {numbers}"
+
+
+def _time(x: float, response: Mapping[str, Any], unit: bool = True) -> str:
+    if math.isinf(x):
+        return "never"
+    return f"{number(x, _time_digits(x))}{unit_of_value(response) if unit else ''}"
+
+
+def _time_digits(x: float) -> int:
+    return 0 if x == int(x) else 1
+
+
+def _design(evidence: Evidence) -> list[str]:
+    """What the design can see; where factors were crossed, the interactions that were detected."""
+    if not len(evidence.effects):
+        return []
+    if not evidence.crossed:
+        return [
+            "One factor was changed at a time. Such a design cannot see interactions: what two changes do together may "
+            "differ from the sum of what each does alone."
+        ]
+    response, found = evidence.primary, evidence.interactions
+    labels = {f["name"]: in_sentence(f["label"]) for f in evidence.declaration["factors"]}
+    tested = f"{count(len(found), 'interaction')} of two levels could be tested"
+    detected = found[found["q"] <= ALPHA].sort_values("mean", key=abs, ascending=False)
+    if detected.empty:
+        return [f"{tested} in {in_sentence(response['label'])}; none was detected."]
+    sentences = [f"{tested} in {in_sentence(response['label'])}; {len(detected)} detected, the largest first."]
+    for _, row in detected.head(MOST_INTERACTIONS).iterrows():
+        pair = f"{labels[row['factor']]} {row['level']} and {labels[row['other_factor']]} {row['other_level']}"
+        sentences.append(
+            f"Together, {pair} change it by {_shift(row, response)} beyond the sum of what each does alone "
+            f"({_certainty(row, response)}, {p_value(row['q'])} after Benjamini and Hochberg's correction)."
+        )
+    return sentences
 
 
 def _shift(row: pd.Series, response: Mapping[str, Any]) -> str:

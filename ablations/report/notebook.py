@@ -14,14 +14,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ablations.report.html import Section
 from ablations.report.numbers import heading
 
-FIGURES = {  # figure: what draws it
-    "forest": "figures.forest(evidence.effects, evidence.declaration)",
-    "levels": "figures.levels(evidence.done, evidence.declaration)  # or another response: response={second!r}",
-    "learning_curves": "figures.learning_curves(evidence.curves, evidence.declaration)",
-    "parameters": "figures.accuracy_against_parameters(evidence.done, evidence.declaration)",
-    "forecasts": "figures.forecasts(figures.forecast_table(evidence), evidence.declaration)",
-    "shift_accuracy": "figures.shift_accuracy(figures.shift_table(evidence), evidence.declaration)",
-}
 COLUMNS = ["factor", "level", "mean", "low", "high", "n", "p", "p_holm", "margin", "verdict"]
 
 
@@ -77,9 +69,7 @@ def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
                 verdict = f"**{card.verdict.capitalize()}.** " if card.verdict else ""
                 parts += [f"**{card.trying}**", *card.effects, f"{verdict}{card.conclusion}"]
             cells.append(new_markdown_cell("\n\n".join(parts)))
-    second = declaration["responses"][min(1, len(declaration["responses"]) - 1)]["name"]
     for drawing, _ in section.drawings:
-        kind = drawing.name.removeprefix(f"{evidence.study}_")
         cells.append(new_markdown_cell(f"### {drawing.title}\n\n{drawing.caption}"))
-        cells.append(new_code_cell(FIGURES[kind].format(second=second)))
+        cells.append(new_code_cell(drawing.code))
     return cells

@@ -18,8 +18,8 @@ from ablations.statistics.decisions import (
     seeds_to_decide,
     smallest_detectable,
 )
-from ablations.statistics.effects import baseline_runs, effects, one_factor_runs
-from ablations.statistics.factorial import contrast, interactions, main_effects
+from ablations.statistics.effects import baseline_runs, effects, one_factor_runs, seed_pairs
+from ablations.statistics.factorial import contrast, crossed_cells, interactions, main_effects
 from ablations.statistics.paired import (
     Difference,
     McNemar,
@@ -50,6 +50,7 @@ __all__ = [
     "binomial_error",
     "bootstrap_interval",
     "contrast",
+    "crossed_cells",
     "effects",
     "equivalence_p",
     "hedges",
@@ -68,6 +69,7 @@ __all__ = [
     "performance_profile",
     "probability_of_improvement",
     "proportion_interval",
+    "seed_pairs",
     "seeds_to_decide",
     "share_reached",
     "smallest_detectable",

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ablations.statistics.paired import ALPHA
+
 WITHIN = 0.05  # of the baseline's best, relative: where its target lies
 
 
@@ -58,21 +60,25 @@ def share_reached(times: pd.Series, watched: pd.Series) -> pd.DataFrame:
     """Kaplan-Meier's estimate of the share of runs that have reached the target, by time, with its 95 % interval.
 
     `times` are infinite for runs that did not; `watched` says until when each was trained. Columns: time, share, low,
-    high (Greenwood's error on the log-log scale), and at_risk, the runs still followed. The first row is time 0.
+    high. The interval is Clopper and Pearson's for as many runs as the runs still followed stand for (Cutler and
+    Ederer's effective sample size): exact if all were watched equally long. The first row is time 0.
     """
     reached = np.isfinite(times.to_numpy(float))
     seen = np.where(reached, times, watched).astype(float)
     still = stats.ecdf(stats.CensoredData.right_censored(seen, ~reached)).sf
-    with np.errstate(divide="ignore", invalid="ignore"):
-        interval = still.confidence_interval(method="log-log")
+    before = np.concatenate([[1.0], still.probabilities[:-1]])
+    followed = np.array([(seen >= time).sum() for time in still.quantiles])
+    runs = followed / np.maximum(before, np.finfo(float).tiny)
+    arrived = runs * (1 - still.probabilities)
+    low = stats.beta.ppf(ALPHA / 2, arrived, runs - arrived + 1)
+    high = stats.beta.ppf(1 - ALPHA / 2, arrived + 1, runs - arrived)
     frame = pd.DataFrame(
         {
             "time": still.quantiles,
             "share": 1 - still.probabilities,
-            "low": 1 - interval.high.probabilities,
-            "high": 1 - interval.low.probabilities,
-            "at_risk": [(seen >= time).sum() for time in still.quantiles],
+            "low": np.where(arrived > 0, low, 0.0),
+            "high": np.where(runs - arrived > 1e-9, high, 1.0),
         }
     )
-    start = pd.DataFrame({"time": [0.0], "share": [0.0], "low": [0.0], "high": [0.0], "at_risk": [len(seen)]})
+    start = pd.DataFrame({"time": [0.0], "share": [0.0], "low": [0.0], "high": [0.0]})
     return pd.concat([start, frame], ignore_index=True)

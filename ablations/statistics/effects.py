@@ -50,6 +50,20 @@ def baseline_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.Data
     return runs[chosen]
 
 
+def seed_pairs(
+    runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, level: str, response: Mapping[str, Any]
+) -> pd.DataFrame:
+    """The pairs of runs behind one row of `effects`: by seed, the values `level` and `baseline` and each run's key."""
+    mine = one_factor_runs(runs, declaration)
+    mine = mine[mine["factor"] == factor]
+    first = next(f["levels"][0]["name"] for f in declaration["factors"] if f["name"] == factor)
+    sides = {"level": mine[mine["level"] == level], "baseline": mine[mine["level"] == first]}
+    x, y = (_values(frame, response) for frame in sides.values())
+    pairs = _pairs(x, y, response.get("measure", "difference"))
+    keys = {f"{side}_key": frame.set_index("seed")["key"].reindex(pairs.index) for side, frame in sides.items()}
+    return pairs.assign(**keys)
+
+
 def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """Every level against its baseline in every response, a row each.
 
@@ -92,10 +106,8 @@ def _outcomes(level: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, int]:
 
 def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, Any]) -> dict[str, Any]:
     name, measure = response["name"], response.get("measure", "difference")
-    counted = ["done", "diverged"] if measure == "median" else ["done"]
-    x, y = (frame[frame["status"].isin(counted)].set_index("seed")[name].astype(float) for frame in (level, baseline))
-    pairs = pd.DataFrame({"level": x, "baseline": y})
-    pairs = pairs.dropna() if measure == "median" else pairs.replace([np.inf, -np.inf], np.nan).dropna()
+    x, y = _values(level, response), _values(baseline, response)
+    pairs = _pairs(x, y, measure)
     if response["kind"] == "complexity":
         counts = len(pairs) and (pairs.nunique() == 1).all() and (pairs % 1 == 0).all(axis=None)
         measure = "exact" if counts else "ratio"
@@ -114,6 +126,17 @@ def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, 
         "missed": int((~np.isfinite(x)).sum()),
         "baseline_missed": int((~np.isfinite(y)).sum()),
     }
+
+
+def _values(runs: pd.DataFrame, response: Mapping[str, Any]) -> pd.Series:
+    """By seed, of the runs that count: for medians those that diverged, too, since they never arrive."""
+    counted = ["done", "diverged"] if response.get("measure") == "median" else ["done"]
+    return runs[runs["status"].isin(counted)].set_index("seed")[response["name"]].astype(float)
+
+
+def _pairs(level: pd.Series, baseline: pd.Series, measure: str) -> pd.DataFrame:
+    pairs = pd.DataFrame({"level": level, "baseline": baseline})
+    return pairs.dropna() if measure == "median" else pairs.replace([np.inf, -np.inf], np.nan).dropna()
 
 
 def _judge_primary(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:

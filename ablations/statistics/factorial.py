@@ -80,6 +80,36 @@ def interactions(runs: pd.DataFrame, declaration: Mapping[str, Any], response: s
     return frame.assign(q=benjamini_hochberg(frame["p"].to_numpy())) if rows else frame
 
 
+def crossed_cells(
+    runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, other: str, response: str
+) -> pd.DataFrame:
+    """Every combination of two factors' levels against their joint baseline, a row each.
+
+    Columns: level, other_level, value (mean over seeds), those of `Difference` (paired by seed), and `expected`, the
+    sum of what either change does alone. As in `contrast`, each is averaged within seeds over the settings of the other
+    factors, where all four of its cells were run.
+    """
+    done, factors = _crossable(runs, declaration, response)
+    by_name = {f["name"]: f for f in factors}
+    others = [name for name in by_name if name not in (factor, other)]
+    values = done.pivot_table(index=[*others, "seed"], columns=[factor, other], values=response, aggfunc="first")
+    a0, b0 = (by_name[name]["levels"][0]["name"] for name in (factor, other))
+    rows = []
+    for a, b in itertools.product(*([level["name"] for level in by_name[name]["levels"]] for name in (factor, other))):
+        needed = [(a, b), (a, b0), (a0, b), (a0, b0)]
+        if all(cell in values for cell in needed):
+            together, one, two, none = (values[cell] for cell in needed)
+            cells = pd.DataFrame(
+                {"value": together, "mean": together - none, "expected": one + two - 2 * none}
+            ).dropna()
+            by_seed = cells.groupby("seed").mean()
+            if len(by_seed):
+                found = vars(difference_of(by_seed["mean"]))
+                means = {"value": by_seed["value"].mean(), "expected": by_seed["expected"].mean()}
+                rows.append({"level": a, "other_level": b} | found | means)
+    return pd.DataFrame(rows)
+
+
 def _crossable(
     runs: pd.DataFrame, declaration: Mapping[str, Any], response: str
 ) -> tuple[pd.DataFrame, list[Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,8 @@ EPIDEMIC: dict[str, Any] = {
         response("error", "Forecast error around the peak", "accuracy", "lower", "of peak height"),
         response("peak_day_error", "Error of the peak day", "accuracy", "lower", "days"),
         response("peak_height_error", "Error of the peak height", "accuracy", "lower", "%"),
-        response("epochs_to_converge", "Epochs to converge", "convergence", "lower", "epochs"),
-        response("seconds_per_step", "Seconds per training step", "complexity", "lower", "s"),
+        response("epochs_to_converge", "Epochs to converge", "convergence", "lower"),
+        response("seconds_per_step", "Time per training step", "complexity", "lower", "s"),
         response("parameters", "Parameters", "complexity", "lower"),
     ],
 }  # fmt: skip
@@ -120,8 +121,8 @@ VISION: dict[str, Any] = {
     "responses": [
         response("accuracy", "Test accuracy", "accuracy", "higher", "%"),
         response("shift_consistency", "Consistency under shifts", "accuracy", "higher", "%"),
-        response("epochs_to_converge", "Epochs to converge", "convergence", "lower", "epochs"),
-        response("seconds_per_step", "Seconds per training step", "complexity", "lower", "s"),
+        response("epochs_to_converge", "Epochs to converge", "convergence", "lower"),
+        response("seconds_per_step", "Time per training step", "complexity", "lower", "s"),
         response("parameters", "Parameters", "complexity", "lower"),
     ],
 }
@@ -134,6 +135,9 @@ PLANTED = {
         ("depth", "1"): -0.015, ("head", "gap"): -0.01,
     },
 }  # fmt: skip
+INTERACTING = {"epidemic": {("cell", "lstm"), ("depth", "2")}, "vision": {("augmentation", "shift"), ("depth", "3")}}
+INTERACTION = {"epidemic": -0.015, "vision": 0.008}  # beyond the sum of both changes alone
+TEST_EXAMPLES = 400
 BASELINE = {"epidemic": 0.12, "vision": 0.955}
 NOISE = {"epidemic": 0.006, "vision": 0.002}  # of one run; a seed's own shift is three times that
 PARAMETERS = {
@@ -180,6 +184,7 @@ def write_run(
     shared = np.random.default_rng(seed).normal(size=8)  # what runs of one seed have in common
     primary = BASELINE[study] + NOISE[study] * (3 * shared[0] + rng.normal())
     primary += sum(PLANTED[study].get(pair, 0.0) for pair in changed)
+    primary += INTERACTION[study] * (INTERACTING[study] <= changed)
     factor = float(np.prod([PARAMETERS.get(pair, 1.0) for pair in changed]))
     epochs = float(round(12 * factor**0.3 + 2 * shared[1] + rng.normal()))
     responses = {"epochs_to_converge": epochs, "parameters": float(round(12_931 * factor))}
@@ -221,6 +226,16 @@ def write_study(
             write_run(records, declaration, levels, seed, preset, details=details)
 
 
+def write_crossed(records: Records, declaration: dict[str, Any], factors: list[str], seeds: int = 5) -> None:
+    """A full factorial over those factors, the others at their baseline."""
+    records.declare(declaration)
+    baseline = conditions(declaration)[0]
+    chosen = [factor for factor in declaration["factors"] if factor["name"] in factors]
+    for levels in itertools.product(*([(f["name"], x["name"]) for x in f["levels"]] for f in chosen)):
+        for seed in range(seeds):
+            write_run(records, declaration, baseline | dict(levels), seed)
+
+
 def _curve(primary: float, epochs: float, rng: np.random.Generator) -> pd.DataFrame:
     epoch = np.arange(1, 21)
     loss = 0.1 + abs(primary) * np.exp(-epoch / epochs * 3)
@@ -255,4 +270,8 @@ def _shifts(primary: float, seed: int, rng: np.random.Generator) -> dict[str, np
     pixels = np.arange(0, 9)
     drop = (1 - primary) * 60
     accuracy = np.clip(primary - 0.006 * drop * pixels**1.5 / 4 + 0.004 * rng.normal(size=len(pixels)), 0.1, 1)
-    return {"shift_pixels": pixels, "shift_accuracy": accuracy}
+    difficulty = np.random.default_rng(seed).permuted((np.arange(TEST_EXAMPLES) + 0.5) / TEST_EXAMPLES)
+    right = difficulty + 0.02 * rng.normal(size=TEST_EXAMPLES) < primary
+    label = np.random.default_rng(seed).integers(10, size=TEST_EXAMPLES)
+    predicted = np.where(right, label, (label + 1) % 10)
+    return {"shift_pixels": pixels, "shift_accuracy": accuracy, "label": label, "predicted": predicted}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
-from scipy import stats
+from scipy import optimize, stats
 
 from ablations.records import Records
 from ablations.report.evidence import gather
@@ -58,6 +58,25 @@ def pairs(runs, declaration, factor, level, response):
         return runs[mask].set_index("seed")[response].sort_index()
 
     return select(baseline | {factor: level}), select(baseline)
+
+
+def median_interval(differences):
+    """The widest pair of order statistics, of equal rank from both ends, that the binomial allows at 95 %."""
+    x, rank = differences.sort_values().to_list(), 0
+    while stats.binom.cdf(rank, len(x), 0.5) <= 0.025:
+        rank += 1
+    return (x[rank - 1], x[-rank]) if rank else ()
+
+
+def detectable(n, alpha):
+    """The standardised shift of a t test's mean at which its power is 80 %."""
+    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    return optimize.brentq(lambda shift: stats.nct.sf(critical, n - 1, shift) - 0.8, 0, 100)
+
+
+def answers(records, key):
+    arrays = records.predictions("vision", key)
+    return arrays["label"], arrays["predicted"]
 
 
 def cards(declaration, story):
@@ -113,12 +132,57 @@ def test_every_other_number_in_the_text_can_be_recomputed_from_the_csv(story):
                 half = stats.t.ppf(0.975, len(x) - 1) * logs.std() / math.sqrt(len(x))
                 exact += [100 * math.expm1(logs.mean() + shift) for shift in (-half, 0, half)]
                 exact += [side for mean in (stats.gmean(x), stats.gmean(y)) for side in (mean, 1000 * mean)]
+            elif response.get("measure") == "median":
+                exact += [*median_interval(x - y), x.median(), y.median(), np.isinf(x).sum(), np.isinf(y).sum()]
             else:
                 by = 100 if response["unit"] == "%" else 1
                 interval = stats.ttest_rel(x, y).confidence_interval(0.95)
                 exact += [by * v for v in ((x - y).mean(), interval.low, interval.high, x.mean(), y.mean())]
         text = re.sub(r"95 % interval|p [<=] [\d.]+", "", " ".join(card.effects))
         for found in re.findall(NUMBER, text):
+            assert any(shown(found, candidate) for candidate in exact), (found, text)
+
+
+def test_times_to_the_target_can_be_recomputed_from_the_learning_curves(records):
+    evidence = gather(records, "epidemic", "quick")
+    curves = records.curves("epidemic")
+    first = synthetic.conditions(synthetic.EPIDEMIC)[0]
+    is_baseline = np.logical_and.reduce([evidence.runs[name] == level for name, level in first.items()])
+    best = [curves.loc[curves["key"] == key, "validation_loss"].min() for key in evidence.runs["key"][is_baseline]]
+    target = 1.05 * np.median(best)
+    for run in evidence.runs.sample(10, random_state=0).itertuples():
+        curve = curves[curves["key"] == run.key]
+        arrived = curve.loc[curve["validation_loss"] <= target, "epoch"]
+        assert run.epochs_to_target == (arrived.min() if len(arrived) else math.inf)
+        assert run.seconds_to_target == pytest.approx(run.epochs_to_target * 40 * run.seconds_per_step)
+        heights = (curve["validation_loss"].to_numpy()[1:] + curve["validation_loss"].to_numpy()[:-1]) / 2
+        assert run.area_under_curve == pytest.approx(heights.mean())
+
+
+def test_fine_print_can_be_recomputed_from_the_records(records):
+    evidence = gather(records, "vision", "quick")
+    declaration = evidence.declaration
+    for factor, card in cards(declaration, tell(evidence)):
+        keys = [pairs(evidence.runs, declaration, factor, card.level, "key")[side] for side in (0, 1)]
+        x, y = pairs(evidence.runs, declaration, factor, card.level, "accuracy")
+        assert card.pairs["level_key"].tolist() == keys[0].tolist()
+        assert card.pairs["baseline_key"].tolist() == keys[1].tolist()
+        assert card.pairs["level"].tolist() == x.tolist()
+        right = [[np.equal(*answers(records, key)) for key in side] for side in keys]
+        alone = [np.mean([(a & ~b).sum() for a, b in zip(*sides, strict=True)]) for sides in (right, right[::-1])]
+        pooled = math.sqrt((x.var() + y.var()) / 2)
+        exact = [
+            100 * (x > y).mean(),
+            *(100 * bound for bound in stats.binomtest(int((x > y).sum()), len(x)).proportion_ci(0.95)),
+            100 * detectable(len(x), 0.05 / 7) * (x - y).std() / math.sqrt(len(x)),
+            100 * math.sqrt(x.mean() * (1 - x.mean()) / 400),
+            *alone,
+            *(0, 1, 2, 3, 4, 5, 400, 80, 95, 0.05, 0.0625),
+        ]
+        text = " ".join(card.details)
+        effect = re.search(rf"the effect is ({NUMBER}) \(Hedges' g\)", text)
+        assert 0.7 < value(effect[1]) / ((x - y).mean() / pooled) < 1
+        for found in re.findall(NUMBER, text.replace(effect[0], "")):
             assert any(shown(found, candidate) for candidate in exact), (found, text)
 
 

@@ -434,3 +434,14 @@ def test_performance_profile_is_the_share_of_runs_that_pass():
     assert performance_profile(scores, [9], better="lower")["share"].tolist() == [0.25]
     assert (profile["low"] <= profile["share"]).all()
     assert (profile["share"] <= profile["high"]).all()
+
+
+def test_interval_of_the_share_reached_covers_also_with_few_runs_and_under_censoring():
+    rng = np.random.default_rng(14)
+    covered = []
+    for _ in range(1500):
+        times, watched = rng.exponential(1.0, 8), rng.choice([0.5, 3.0], 8, p=[0.3, 0.7])
+        found = share_reached(pd.Series(np.where(times <= watched, times, np.inf)), pd.Series(watched))
+        row = found[found["time"] <= 1.0].iloc[-1]
+        covered.append(row["low"] <= 1 - math.exp(-1) <= row["high"] or row["time"] == 0.0)
+    assert np.mean(covered) >= 0.93

@@ -1,0 +1,35 @@
+"""Every figure of the report: a function of a table and a declaration that returns a matplotlib Figure.
+
+`declare` makes the declaration for a table of your own.
+"""
+
+from ablations.report.figures.comparisons import forest, levels
+from ablations.report.figures.drawings import draw
+from ablations.report.figures.interactions import heat_map, interaction_plot, profiles
+from ablations.report.figures.learning import learning_curves, targets
+from ablations.report.figures.studies import forecast_table, forecasts, shift_accuracy, shift_table
+from ablations.report.figures.theme import GRID, INK, MUTED, Drawing, declare
+from ablations.report.figures.tradeoffs import timing_ratios, timing_table, tradeoff
+
+__all__ = [
+    "GRID",
+    "INK",
+    "MUTED",
+    "Drawing",
+    "declare",
+    "draw",
+    "forecast_table",
+    "forecasts",
+    "forest",
+    "heat_map",
+    "interaction_plot",
+    "learning_curves",
+    "levels",
+    "profiles",
+    "shift_accuracy",
+    "shift_table",
+    "targets",
+    "timing_ratios",
+    "timing_table",
+    "tradeoff",
+]

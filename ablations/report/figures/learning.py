@@ -1,0 +1,116 @@
+"""How runs learn: curves with bands, and when they reach the baseline's target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from ablations.report.evidence import curve_measure
+from ablations.report.figures.theme import WIDTH, bounds_of, level_colours, present_levels, themed, wrapped
+from ablations.report.numbers import heading
+from ablations.statistics import ALPHA, one_factor_runs, share_reached
+
+
+@themed
+def learning_curves(curves: pd.DataFrame, declaration: Mapping[str, Any], measure: str | None = None) -> Figure:
+    """A measure of the learning curve by epoch, a line per level: mean over seeds with 95 % t interval.
+
+    `measure` is `validation_accuracy` where recorded, else `validation_loss`. A line ends where its first run does.
+    """
+    measure = measure or curve_measure(curves)[0]
+    data = one_factor_runs(curves, declaration)
+    by, label = (
+        (100, "Validation accuracy (%)") if "accuracy" in measure else (1, measure.replace("_", " ").capitalize())
+    )
+    return lines_by_factor(data.assign(y=data[measure] * by), declaration, "epoch", "Epoch", label)
+
+
+@themed
+def targets(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
+    """Share of runs that have reached the baseline's target, by epoch: Kaplan-Meier, 95 % intervals, a line per level.
+
+    `runs` has the columns `status`, `epochs_to_target` (infinite for a miss) and `epochs_watched`; runs that diverged
+    never arrive.
+    """
+    runs = runs[runs["epochs_to_target"].notna()]
+    longest = float(runs["epochs_watched"].max())
+    watched = runs["epochs_watched"].where(runs["status"] != "diverged", longest).fillna(longest)
+    data = one_factor_runs(runs.assign(epochs_watched=watched), declaration)
+    factors, panels, figure = panels_by_factor(data, declaration)
+    for axes, factor in zip(panels, factors, strict=False):
+        colours = level_colours(factor)
+        for name in present_levels(data, factor):
+            mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
+            line = share_reached(mine["epochs_to_target"], mine["epochs_watched"])
+            end = pd.DataFrame([line.iloc[-1].to_dict() | {"time": longest}])
+            line = pd.concat([line, end], ignore_index=True)
+            steps = {"step": "post", "color": colours[name]}
+            axes.fill_between(line["time"], 100 * line["low"], 100 * line["high"], alpha=0.13, lw=0, **steps)
+            axes.step(line["time"], 100 * line["share"], where="post", color=colours[name], lw=1.8, label=name)
+        axes.set_title(heading(factor["label"]))
+        axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
+        axes.set_ylim(-3, 103)
+    label_panels(panels, len(factors), "Epoch", "Runs at the target (%)")
+    return figure
+
+
+def panels_by_factor(
+    data: pd.DataFrame, declaration: Mapping[str, Any]
+) -> tuple[list[Mapping[str, Any]], np.ndarray, Figure]:
+    """The factors with several levels, an array of panels for them, and the figure; spare panels are hidden."""
+    factors = [f for f in declaration["factors"] if len(present_levels(data, f)) > 1] or declaration["factors"][:1]
+    columns = min(len(factors), 2 if len(factors) != 3 else 3)
+    rows = math.ceil(len(factors) / columns)
+    figure = Figure(figsize=(WIDTH, 0.4 + 2.6 * rows))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.ravel()[len(factors) :]:
+        axes.set_visible(False)
+    return factors, panels.ravel(), figure
+
+
+def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -> None:
+    """Write axis labels at the left and below, once."""
+    columns = min(factors, 2 if factors != 3 else 3)
+    grid = panels.reshape(-1, columns)
+    panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y_label)
+    for axes in grid[-1]:
+        axes.set_xlabel(x_label if columns < 3 else wrapped(x_label, 24))
+
+
+def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, x_label: str, y_label: str) -> Figure:
+    """One panel per factor with several levels: mean of the column `y` over seeds by `x`, with 95 % t intervals."""
+    factors, panels, figure = panels_by_factor(data, declaration)
+    means, bounds = [], bounds_of(data["y"], "%" if "%" in y_label else "")
+    for axes, factor in zip(panels, factors, strict=False):
+        colours = level_colours(factor)
+        for name in present_levels(data, factor):
+            mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
+            line = _mean_band(mine, x)
+            line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
+            means.append(line["mean"])
+            axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
+            axes.plot(line.index, line["mean"], color=colours[name], lw=1.8, label=name)
+        axes.set_title(heading(factor["label"]))
+        axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
+    spread = pd.concat(means)
+    if spread.min() > 0 and spread.max() > 20 * spread.min():
+        panels[0].set_yscale("log")
+    label_panels(panels, len(factors), x_label, y_label)
+    return figure
+
+
+def _mean_band(data: pd.DataFrame, x: str) -> pd.DataFrame:
+    grouped = data[np.isfinite(data["y"])].groupby(x)["y"].agg(["mean", "std", "count"])
+    grouped = grouped[grouped["count"] == grouped["count"].max()]
+    n = grouped["count"]
+    half = stats.t.ppf(1 - ALPHA / 2, np.maximum(n - 1, 1)) * grouped["std"] / np.sqrt(n)
+    return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)

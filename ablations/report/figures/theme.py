@@ -1,0 +1,162 @@
+"""The look of every figure: colours safe for the colour-blind, one theme, and how a figure is saved."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ablations.report.numbers import decimals, number
+
+INK, MUTED, GRID = "#1b2733", "#66727e", "#d9dfe5"  # the page replaces these by its own, light or dark
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9"]  # Okabe and Ito's, for light and dark
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+VERDICTS = {  # colour and marker: the same word never relies on colour alone
+    "supported": ("#009e73", "o"),
+    "contradicted": ("#d55e00", "X"),
+    "equivalent": ("#0072b2", "s"),
+    "undecided": (MUTED, "o"),
+    "": (MUTED, "o"),
+}
+WIDTH = 7.2  # inches: a page of a journal
+
+THEME: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "recurve",
+}
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what stands below it, and what is said to those who cannot see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+    code: str  # the call that draws it, for the notebook
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `<name>.png` and `<name>.svg`; the same figure gives the same bytes."""
+        paths = [folder / f"{self.name}.png", folder / f"{self.name}.svg"]
+        paths[0].write_bytes(self._render("png", {"Software": None}))
+        paths[1].write_bytes(self._render("svg", {"Date": None, "Creator": None}))
+        return paths
+
+    def _render(self, kind: str, metadata: dict[str, None]) -> bytes:
+        buffer = io.BytesIO()
+        with mpl.rc_context(THEME):
+            self.figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white" if kind == "png" else "none")
+        return buffer.getvalue()
+
+
+def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under the report's theme without changing that of the caller."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        theme: dict[Any, Any] = sns.axes_style("whitegrid") | THEME
+        with mpl.rc_context(theme):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def declare(
+    runs: pd.DataFrame,
+    response: str,
+    baseline: Mapping[str, Any],
+    better: Literal["higher", "lower"] = "higher",
+    unit: str = "",
+    costs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A declaration for a table of your own, with which every figure and statistic can be called.
+
+    `runs` has a row per run: the columns that `baseline` maps to their baseline level, the `response`, `seed`, `status`
+    ("done" for runs that count) and the numeric columns named in `costs`. Levels come in order of appearance.
+    """
+    absent = [name for name in (response, *baseline, *costs, "seed", "status") if name not in runs]
+    if absent:
+        raise ValueError(f"the table lacks the columns {', '.join(absent)}; it has {', '.join(map(str, runs))}")
+
+    def named(name: str, kind: str, better: str, unit: str) -> dict[str, str]:
+        return {"name": name, "label": name.replace("_", " "), "kind": kind, "better": better, "unit": unit}
+
+    factors = []
+    for factor, first in baseline.items():
+        names = dict.fromkeys([str(first), *runs[factor].astype(str)])
+        levels = [{"name": name, "settings": {}, "hypothesis": None} for name in names]
+        factors.append({"name": factor, "label": factor.replace("_", " "), "levels": levels})
+    responses = [named(response, "accuracy", better, unit), *(named(c, "complexity", "lower", "") for c in costs)]
+    return {"name": "", "title": "", "question": "", "figures": [], "factors": factors, "responses": responses}
+
+
+def response_of(declaration: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+    """The response of that name, by default the primary one; ValueError lists those there are."""
+    known = {response["name"]: response for response in declaration["responses"]}
+    if name is not None and name not in known:
+        raise ValueError(f"{name!r} is not a response of {declaration['name']}; allowed: {', '.join(known)}")
+    return known[name] if name else declaration["responses"][0]
+
+
+def present_levels(data: pd.DataFrame, factor: Mapping[str, Any]) -> list[str]:
+    """The factor's levels that the data hold, in the study's order."""
+    seen = set(data.loc[data["factor"] == factor["name"], "level"])
+    return [level["name"] for level in factor["levels"] if level["name"] in seen]
+
+
+def level_colours(factor: Mapping[str, Any]) -> dict[str, str]:
+    """The baseline is ink; other levels keep their colour in every figure."""
+    return dict(zip([level["name"] for level in factor["levels"]], [INK, *PALETTE * 4], strict=False))
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of at most that many letters."""
+    return "\n".join(textwrap.wrap(text, max(width, 12)))
+
+
+def bounds_of(values: pd.Series, unit: str) -> tuple[float, float]:
+    """Where values can lie, as far as the data tell: not below 0 if none is, nor above 100 % if none is."""
+    return 0.0 if values.min() >= 0 else -math.inf, 100.0 if unit == "%" and values.max() <= 100 else math.inf
+
+
+def interval_text(row: Any, by: float) -> str:
+    """`+1.2  [+0.8, +1.6]` of a row of `statistics.effects`."""
+    if not math.isfinite(row.low):
+        return f"{number(row.mean * by, sign=True)}  (n = {row.n})"
+    digits = decimals((row.high - row.low) / 2 * by)
+    mean, low, high = (number(x * by, digits, sign=True) for x in (row.mean, row.low, row.high))
+    return f"{mean}  [{low}, {high}]"

@@ -1,0 +1,201 @@
+"""What accuracy costs: against parameters, operations, time and memory, with the Pareto front; timing ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox, ScaledTranslation
+
+from ablations.report.figures.theme import (
+    INK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    WIDTH,
+    bounds_of,
+    response_of,
+    themed,
+    wrapped,
+)
+from ablations.report.numbers import heading, number, scale, with_unit
+from ablations.statistics import baseline_runs, mean_interval, one_factor_runs, paired_ratio, pareto_front
+
+NATIVE = "_native"  # what a timing's name ends with when native kernels were timed
+
+
+@dataclass
+class _Point:
+    """A level in a figure of accuracy against its cost; `aside` moves it, in points, from others of its size."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: str
+    marker: str
+    size: float
+    text: str
+    aside: float = 0.0
+
+
+@themed
+def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "parameters") -> Figure:
+    """The primary response against a cost: a point per level with its 95 % t interval, and the Pareto front.
+
+    The front joins the conditions that no other beats in both, on means over seeds; conditions that change several
+    factors are small grey dots.
+    """
+    response, price = response_of(declaration), response_of(declaration, cost)
+    runs = runs[np.isfinite(runs[cost].astype(float)) & np.isfinite(runs[response["name"]].astype(float))]
+    data, by = one_factor_runs(runs, declaration), scale(response)
+    figure = Figure(figsize=(WIDTH, 4.2))
+    axes = figure.add_subplot()
+    bounds = bounds_of(runs[response["name"]] * by, response["unit"])
+    points: list[_Point] = []
+    for k, factor in enumerate(declaration["factors"]):
+        for level in factor["levels"]:
+            mine = data[(data["factor"] == factor["name"]) & (data["level"] == level["name"])]
+            is_baseline = level is factor["levels"][0]
+            if len(mine) and not (is_baseline and points):
+                look = (INK, "*", 13, "baseline") if is_baseline else (PALETTE[k % 6], MARKERS[k % 6], 7, level["name"])
+                y, low, high = (v * by for v in mean_interval(mine[response["name"]]))
+                points.append(_Point(float(mine[cost].mean()), y, *np.clip((low, high), *bounds), *look))
+    names = [factor["name"] for factor in declaration["factors"] if factor["name"] in runs]
+    conditions = runs.groupby(names)[[cost, response["name"]]].mean()
+    crossed = (
+        runs[~runs.set_index(names).index.isin(data.set_index(names).index)]
+        .groupby(names)[[cost, response["name"]]]
+        .mean()
+    )
+    if len(crossed):
+        axes.plot(crossed[cost], crossed[response["name"]] * by, ".", color=MUTED, ms=4, alpha=0.6, zorder=1)
+    front = pareto_front(conditions, cost, response["name"], response["better"])
+    axes.plot(front[cost], front[response["name"]] * by, color=MUTED, lw=1.2, ls="--", zorder=1)
+    for x in dict.fromkeys(point.x for point in points):
+        together = [point for point in points if point.x == x]
+        for k, point in enumerate(together):
+            point.aside = 10.0 * (k - (len(together) - 1) / 2)
+            beside = axes.transData + ScaledTranslation(point.aside / 72, 0, figure.dpi_scale_trans)
+            axes.plot([x, x], [point.low, point.high], color=point.colour, lw=1.6, alpha=0.7, transform=beside)
+            axes.plot(x, point.y, point.marker, color=point.colour, ms=point.size, transform=beside)
+    axes.update_datalim([(p.x, y) for p in points for y in (p.y, p.low, p.high) if math.isfinite(y)])
+    axes.autoscale_view()
+    handles = [
+        Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
+        for k, factor in enumerate(declaration["factors"])
+        if (data["factor"] == factor["name"]).any()
+    ]
+    handles.append(Line2D([], [], ls="--", lw=1.2, color=MUTED, label="Pareto front"))
+    axes.set_xscale("log")
+    axes.margins(x=0.14, y=0.12)
+    _plain_log_ticks(axes, price)
+    side_by_side = " (levels of equal cost stand side by side)" if any(point.aside for point in points) else ""
+    axes.set_xlabel(_cost_label(price) + side_by_side)
+    axes.set_ylabel(wrapped(with_unit(response), 44))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    _place_labels(figure, axes, points)
+    return figure
+
+
+@themed
+def timing_ratios(table: pd.DataFrame) -> Figure:
+    """Seconds of ours over native, a row per line of `timing_table`, with 95 % intervals on a logarithmic axis."""
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(table)))
+    axes = figure.add_subplot()
+    texts = axes.secondary_yaxis("right")
+    rows: list[Any] = list(table.itertuples())
+    for y, row in enumerate(rows):
+        faster = row.high < 1
+        colour = PALETTE[2] if faster else PALETTE[1] if row.low > 1 else MUTED
+        if math.isfinite(row.low):
+            axes.plot([row.low, row.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+        axes.plot(row.ratio, y, "o", color=colour, ms=6.5, markerfacecolor=colour if colour != MUTED else "white")
+    axes.axvline(1, color=INK, lw=1)
+    axes.set_xscale("log")
+    axes.set_ylim(len(table) - 0.5, -0.6)
+    axes.set_yticks(range(len(table)), table["label"])
+    texts.set_yticks(range(len(table)), [_ratio_text(row) for row in rows])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", visible=False)
+    for side, spine in ((axes.yaxis, axes.spines["left"]), (texts.yaxis, texts.spines["right"])):
+        side.set_tick_params(length=0)
+        spine.set_visible(False)
+    axes.set_xlabel("Time over native (left of 1 is faster)")
+    return figure
+
+
+def timing_table(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    """Ratios of every timing that was also taken natively (`NAME` and `NAME_native`), paired by seed, per level.
+
+    Columns: label, timing, ratio, low, high, n; empty if no timing has a native one.
+    """
+    timings = [str(name) for name in runs if f"{name}{NATIVE}" in runs]
+    data = one_factor_runs(runs, declaration)
+    groups = [("baseline", baseline_runs(runs, declaration))]
+    for factor in declaration["factors"]:
+        for level in factor["levels"][1:]:
+            mine = data[(data["factor"] == factor["name"]) & (data["level"] == level["name"])]
+            groups.append((f"{factor['name']} {level['name']}", mine))
+    rows = []
+    for timing in timings:
+        for label, mine in groups:
+            by_seed = mine.set_index("seed")
+            found = paired_ratio(by_seed[timing].astype(float), by_seed[f"{timing}{NATIVE}"].astype(float))
+            if found.n:
+                what = label if len(timings) == 1 else f"{label}, {timing.replace('_', ' ')}"
+                ratio = {"ratio": 1 + found.mean, "low": 1 + found.low, "high": 1 + found.high}
+                rows.append({"label": what, "timing": timing, **ratio, "n": found.n})
+    return pd.DataFrame(rows)
+
+
+def _ratio_text(row: Any) -> str:
+    if not math.isfinite(row.low):
+        return f"{row.ratio:.2f}  (n = {row.n})"
+    return f"{row.ratio:.2f}  [{row.low:.2f}, {row.high:.2f}]"
+
+
+def _cost_label(price: Mapping[str, Any]) -> str:
+    return heading(price["label"]) + (
+        " (ms)" if price["unit"] == "s" else f" ({price['unit']})" if price["unit"] else ""
+    )
+
+
+def _plain_log_ticks(axes: Axes, price: Mapping[str, Any]) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written out; seconds as milliseconds."""
+    by = 1000 if price["unit"] == "s" else 1
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: number(float(f"{t * by:.6g}"))))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _place_labels(figure: Figure, axes: Axes, points: list[_Point]) -> None:
+    """Write each label beside its point, at the first of eight places that meets no other label or point."""
+    figure.draw_without_rendering()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    pixels = figure.dpi / 72
+    shown = [(p, *axes.transData.transform((p.x, p.y))) for p in points]
+    taken = [Bbox.from_bounds(x + pixels * p.aside - 5, y - 5, 10, 10) for p, x, y in shown]
+    places = [(8, 0), (-8, 0), (7, 9), (-7, 9), (7, -9), (-7, -9), (8, 18), (-8, -18)]
+    for point in points:
+        for dx, dy in places:
+            note = axes.annotate(
+                point.text, (point.x, point.y), (point.aside + dx, dy), textcoords="offset points", color=point.colour,
+                fontsize=8.5, va="center", ha="left" if dx > 0 else "right",
+            )  # fmt: skip
+            box = note.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken) or (dx, dy) == places[-1]:
+                taken.append(box)
+                break
+            note.remove()
