@@ -129,7 +129,7 @@ class Study:
     responses: tuple[Response, ...]  # the first is the primary response
     presets: Mapping[str, Preset]
     task: type[Task]
-    figures: tuple[str, ...] = ()  # names of study-specific figures in ablations.report.figures
+    figures: tuple[str, ...] = ()  # report figures by name, or its own as module:function
 
     def factor(self, name: str) -> Factor:
         return find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
