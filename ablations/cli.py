@@ -1,4 +1,5 @@
-"""The command line of the suite: `ablate list | plan | run | status | report | export`."""
+# PYTHON_ARGCOMPLETE_OK
+"""The command line of the suite: `ablate list | plan | run | retry | status | report | export`."""
 
 from __future__ import annotations
 
@@ -7,23 +8,31 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from ablations import studies
+from ablations.callbacks import TRACKERS
 from ablations.design import DesignError
-from ablations.records import Records
+from ablations.extras import ExtraMissing, require
+from ablations.plan import Design
+from ablations.records import Records, RecordsError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from ablations.engines import Engine
     from ablations.plan import Plan
 
 UNSUCCESSFUL, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes
+STATES = ("done", "diverged", "failed", "running", "waiting")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parse(words)
     try:
-        return arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"ablate: {message}", file=sys.stderr)
+            return arguments.command(arguments)
     except DesignError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return MISUSED
+    except (RecordsError, ExtraMissing) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return UNSUCCESSFUL
     except BrokenPipeError:  # who reads our output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -55,38 +69,57 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    _print_plans([plan.measured() for plan in _plans(arguments)], arguments)
+    _print_plans([plan.measured(arguments.workers) for plan in _plans(arguments)], arguments)
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    return _do(_plans(arguments), arguments)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from ablations.plan import plan_failed
+
+    records = Records(arguments.runs)
+    _check_recorded(arguments.studies, records)
+    chosen = [studies.load(name) for name in arguments.studies or records.studies()]
+    plans = [plan for study in chosen for plan in plan_failed(study, records, arguments.workers)]
+    if not plans:
+        print(f"No run of {', '.join(study.name for study in chosen)} is on record as failed.")
+        return 0
+    return _do(plans, arguments)
+
+
+def _do(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
+    """Do what the plans have to do, then time what is done."""
     start = time.monotonic()
-    plans = _plans(arguments)
     records, console = Records(arguments.runs), _console()
+    counts: Counter[str] = Counter()
+    if any(plan.jobs for plan in plans) or arguments.dry_run:
+        plans = [plan.measured(arguments.workers) for plan in plans]
+        _print_plans(plans, arguments)
+    if arguments.dry_run:
+        return 0
     for plan in plans:
         records.declare(plan.study.declaration())
-    counts: Counter[str] = Counter()
-    if any(to_do for plan in plans for to_do in plan.to_do.values()):
-        plans = [plan.measured() for plan in plans]
-        _print_plans(plans, arguments)
+        records.plan(run for of_condition in plan.runs.values() for run in of_condition)
+    if any(plan.jobs for plan in plans):
         counts = _run_jobs(plans, arguments, records, console)
     if not (counts["failed"] and arguments.fail_fast):
-        for plan in plans:
-            _time_steps(plan, records, console)
+        _time_steps(plans, records, console)
     _summarise(plans, counts, time.monotonic() - start, arguments, console)
-    return UNSUCCESSFUL if counts["failed"] else 0
+    return UNSUCCESSFUL if counts["failed"] or any(plan.failed for plan in plans) else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    runs = Records(arguments.runs).table()
-    if runs.empty:
+    states = Records(arguments.runs).states()
+    if states.empty:
         print(f"No runs under {arguments.runs}; `ablate run STUDY` makes some.")
         return 0
-    table = Table("study", "version", "preset", "done", "diverged", "failed")
-    for group, statuses in runs.groupby(["study", "study_version", "preset"])["status"]:
-        counts = statuses.value_counts()
-        numbers = (str(counts.get(status, 0)) for status in ("done", "diverged", "failed"))
-        table.add_row(*map(str, group), *numbers)
+    table = Table("study", "version", "preset", *STATES)
+    for group, of_group in states.groupby(["study", "study_version", "preset"])["state"]:
+        counts = of_group.value_counts()
+        table.add_row(*map(str, group), *(str(counts.get(state, 0)) for state in STATES))
     _console().print(table)
     return 0
 
@@ -108,9 +141,12 @@ def _export(arguments: argparse.Namespace) -> int:
     runs = Records(arguments.runs).table()
     if arguments.format == "csv":
         runs.to_csv(sys.stdout, index=False)
-    else:
+    elif arguments.format == "json":
         runs.to_json(sys.stdout, orient="records", indent=1)
         print()
+    else:
+        require("pyarrow", "parquet")
+        runs.to_parquet(sys.stdout.buffer, index=False)
     return 0
 
 
@@ -120,15 +156,15 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
 
     names = [word for word in arguments.words if "=" not in word]
     levels = [word for word in arguments.words if "=" in word]
+    seeds, workers = arguments.seeds, arguments.workers
     chosen = [studies.load(name) for name in dict.fromkeys(names)]
     if not chosen:
         raise DesignError(f"no study named. Allowed: {', '.join(studies.names())}")
     if levels and len(chosen) > 1:
         raise DesignError(f"{levels[0]!r} needs a single study; named are {', '.join(names)}")
     records = Records(arguments.runs)
-    return [
-        plan_study(study, arguments.preset, levels, arguments.seeds, records, arguments.workers) for study in chosen
-    ]
+    design = arguments.design, arguments.strongest
+    return [plan_study(study, arguments.preset, levels, seeds, records, workers, *design) for study in chosen]
 
 
 def _print_plans(plans: Sequence[Plan], arguments: argparse.Namespace) -> None:
@@ -143,37 +179,60 @@ def _print_plans(plans: Sequence[Plan], arguments: argparse.Namespace) -> None:
 
 
 def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Records, console: Console) -> Counter[str]:
-    from ablations.engines.local import Local
+    from ablations.callbacks import Curves
     from ablations.plan import longest_first
     from ablations.progress import Display
 
     jobs = longest_first(plans)
-    with Display(jobs, console) as display, closing(Local(arguments.workers).run(jobs, records)) as events:
-        for event in events:
+    with ExitStack() as stack:
+        trackers = [stack.enter_context(closing(TRACKERS[name]())) for name in arguments.log]
+        curves = Curves(jobs, trackers)
+        display = stack.enter_context(Display(jobs, console))
+        for event in stack.enter_context(closing(_engine(arguments).run(jobs, records))):
             display.show(event)
+            curves.show(event)
             if arguments.fail_fast and display.counts["failed"]:
                 break
     return display.counts
 
 
-def _time_steps(plan: Plan, records: Records, console: Console) -> None:
-    """Time every recorded run of the plan's study and preset, also earlier ones: they are compared with each other."""
+def _engine(arguments: argparse.Namespace) -> Engine:
+    if arguments.engine == "ray":
+        from ablations.engines.ray import Ray
+
+        return Ray(arguments.address)
+    from ablations.engines.local import Local
+
+    return Local(arguments.workers)
+
+
+def _time_steps(plans: Sequence[Plan], records: Records, console: Console) -> None:
+    """Time every run on record of the plans' studies and presets, also earlier ones: they are compared with each other.
+
+    Timings need the machine alone: while another process trains from the same folder, they are left for later.
+    """
     from rich.progress import Progress
 
-    from ablations.training import measure_seconds_per_step
+    for plan in plans:
+        finished = [
+            run
+            for run in records.configurations(plan.study.name, plan.study.version)
+            if run.preset == plan.preset and run.data_version == plan.study.task.data_version
+        ]
+        if all(map(records.has_timing, finished)):
+            continue
+        if (records.states().state == "running").any():
+            console.print("Another process still trains; repeat the command when it has ended, to time steps.")
+            return
+        from ablations.timing import time_runs
 
-    finished = [
-        run
-        for run in records.configurations(plan.study.name, plan.study.version)
-        if run.preset == plan.preset and run.data_version == plan.study.task.data_version
-    ]
-    if all(map(records.has_timing, finished)):
-        return
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-        bar = bars.add_task(f"{plan.study.name}: timing steps")
-        measure_seconds_per_step(
-            finished, plan.study.task, records, lambda done, blocks: bars.update(bar, completed=done, total=blocks)
-        )
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
+            bar = bars.add_task(f"{plan.study.name}: timing steps")
+
+            def show(done: int, blocks: int, bars: Progress = bars, bar: TaskID = bar) -> None:
+                bars.update(bar, completed=done, total=blocks)
+
+            time_runs(finished, plan.study.task, records, show)
 
 
 def _summarise(
@@ -184,15 +243,16 @@ def _summarise(
 
     runs = sum(len(of_condition) for plan in plans for of_condition in plan.runs.values())
     to_do = sum(len(of_condition) for plan in plans for of_condition in plan.to_do.values())
+    failed = counts["failed"] + sum(plan.failed for plan in plans)
     now = outcome(counts) if counts else "nothing to do"
-    console.print(f"{runs} runs, {runs - to_do} done before; now: {now}, in {duration(seconds)}.", highlight=False)
-    if counts["failed"]:
-        console.print(
-            "Why runs failed: `ablate export`, column message. Failed runs are done again by the same command."
-        )
+    console.print(f"{runs} runs, {runs - to_do} on record before; now: {now}, in {duration(seconds)}.", highlight=False)
+    where = ["--runs", str(arguments.runs)]
+    if failed:
+        why, again = shlex.join(["ablate", "export", *where]), shlex.join(["ablate", "retry", *where])
+        console.print(f"{failed} failed. Why: `{why}`, column message. To try them again: {again}", highlight=False)
     else:
-        options = ["--runs", str(arguments.runs), "--preset", arguments.preset]
-        console.print(f"Next: {shlex.join(['ablate', 'report', *options])}", highlight=False)
+        preset = ["--preset", plans[0].preset]
+        console.print(f"Next: {shlex.join(['ablate', 'report', *where, *preset])}", highlight=False)
 
 
 def _check_recorded(named: Sequence[str], records: Records) -> None:
@@ -212,12 +272,24 @@ def _console() -> Console:
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments; unlike argparse's subcommands, words may also follow options: `run vision --seeds 5 depth=1`."""
     parser = _parser()
+    with suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     arguments, rest = parser.parse_known_args(words)
     if rest and (any(word.startswith("-") for word in rest) or "words" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.words += rest
     return arguments
+
+
+def _complete_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+    """What a shell offers: studies, then the factors and levels of the one named."""
+    named = [word for word in parsed_args.words or () if word in studies.names()]
+    if not named:
+        return studies.names()
+    return [f"{factor.name}={level.name}" for factor in studies.load(named[0]).factors for level in factor.levels]
 
 
 def _positive(text: str) -> int:
@@ -227,6 +299,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _several(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise ValueError
+    return number
+
+
+_several.__name__ = "whole number above 1"
 _positive.__name__ = "whole number above 0"  # argparse names the type by it
 
 
@@ -251,34 +331,79 @@ def _parser() -> argparse.ArgumentParser:
     def add_preset(command: argparse.ArgumentParser) -> None:
         command.add_argument("--preset", default="quick", metavar="NAME", help="smoke, quick or full (quick)")
 
+    def add_workers(command: argparse.ArgumentParser) -> None:
+        workers = os.cpu_count() or 1
+        command.add_argument("--workers", type=_positive, default=workers, metavar="N", help=f"processes ({workers})")
+
     def add_choice(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
+        words = command.add_argument(
             "words",
             nargs="+",
             metavar="STUDY|FACTOR=LEVEL,...",
             help="studies; with a single one, the levels to try. Factors not named stay at their baseline.",
         )
+        words.completer = _complete_words  # type: ignore[attr-defined]  # argcomplete's way
         add_runs(command)
         add_preset(command)
         command.add_argument("--seeds", type=_positive, metavar="N", help="runs per condition (the preset's)")
-        workers = os.cpu_count() or 1
-        command.add_argument("--workers", type=_positive, default=workers, metavar="N", help=f"processes ({workers})")
+        command.add_argument(
+            "--design",
+            choices=get_args(Design),
+            default="one-factor",
+            help="one factor at a time around the baseline; every combination; every combination of any two factors, "
+            "by default of those that were strongest one at a time; or a list of conditions, FACTOR=LEVEL+FACTOR=LEVEL "
+            "(one-factor)",
+        )
+        command.add_argument(
+            "--strongest", type=_several, default=3, metavar="K", help="how many factors the design pairs takes (3)"
+        )
+        add_workers(command)
+
+    def add_running(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--dry-run", action="store_true", help="show the plan; write nothing, run nothing")
+        command.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
+        command.add_argument("--engine", choices=("local", "ray"), default="local", help="where jobs run (local)")
+        command.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (a new one on this machine)")
+        command.add_argument(
+            "--log", choices=TRACKERS, action="append", default=[], help="stream learning curves there; repeatable"
+        )
 
     add("list", _list, "Studies, their factors and levels.", "list")
     plan = add(
-        "plan", _plan, "What a run would do, and how long.", "plan vision", "plan epidemic cell=lstm,gru --seeds 5"
+        "plan",
+        _plan,
+        "What a run would do, and how long.",
+        "plan vision",
+        "plan epidemic cell=lstm,gru --seeds 5",
+        "plan epidemic cell=gru,lstm depth=1,2 --design factorial",
     )
     add_choice(plan)
     run = add(
         "run",
         _run,
-        "Train what is not done yet, then time it. Safe to stop and to repeat.",
+        "Train what is not on record yet, then time it. Safe to stop and to repeat.",
         "run epidemic vision",
         "run epidemic cell=lstm,gru history=7,14,28 --seeds 5",
+        "run epidemic --design pairs --strongest 2",
+        "run epidemic cell=lstm+depth=2 history=28 --design list",
+        "run vision --engine ray --address 10.0.0.1:6379",
     )
     add_choice(run)
-    run.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
-    add_runs(add("status", _status, "How many runs are on record.", "status", "status --runs elsewhere"))
+    add_running(run)
+    retry = add("retry", _retry, "Train again the runs that failed.", "retry", "retry epidemic --workers 1")
+    retry.add_argument("studies", nargs="*", metavar="STUDY", help="all on record")
+    add_runs(retry)
+    add_workers(retry)
+    add_running(retry)
+    add_runs(
+        add(
+            "status",
+            _status,
+            "How many runs are done, failed, diverged, running, waiting.",
+            "status",
+            "status --runs elsewhere",
+        )
+    )
     report = add(
         "report", _report, "Figures, page and notebook from the records.", "report", "report vision --out page"
     )
@@ -288,7 +413,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="where the report goes (report)"
     )
-    export = add("export", _export, "The tidy table of all runs.", "export > runs.csv", "export --format json")
+    export = add(
+        "export", _export, "The tidy table of all runs.", "export > runs.csv", "export --format parquet > runs.parquet"
+    )
     add_runs(export)
-    export.add_argument("--format", choices=("csv", "json"), default="csv", help="(csv)")
+    export.add_argument("--format", choices=("csv", "json", "parquet"), default="csv", help="(csv)")
     return parser

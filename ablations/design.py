@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -94,10 +95,15 @@ class Task(Protocol):
     """
 
     data_version: ClassVar[str]
+    per_model: ClassVar[frozenset[str]]  # settings that change neither shapes nor the path of model and loss
     train_inputs: torch.Tensor  # (N, ...)
     train_targets: torch.Tensor  # (N, ...)
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None: ...
+
+    @property
+    def split(self) -> Sequence[np.ndarray | torch.Tensor]:
+        """Arrays that are equal in two runs if, and only if, their draw and split of the data is."""
 
     def model(self) -> torch.nn.Module:
         """A fresh model; its weights come from torch's global generator, which the caller has seeded."""
@@ -169,14 +175,46 @@ def one_factor_at_a_time(study: Study, chosen: Mapping[str, Sequence[str]]) -> l
     return conditions
 
 
-def choose_levels(study: Study, preset: str, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Levels per factor from words like `cell=lstm,gru`; without words, all that the preset allows.
+def full_factorial(study: Study, chosen: Mapping[str, Sequence[str]]) -> list[Condition]:
+    """Every combination of the chosen levels and the baselines; the plain baseline comes first."""
+    levels = [
+        dict.fromkeys([factor.baseline.name, *(factor.level(name).name for name in chosen.get(factor.name, ()))])
+        for factor in study.factors
+    ]
+    names = [factor.name for factor in study.factors]
+    return [Condition(tuple(zip(names, combination, strict=True))) for combination in product(*levels)]
 
-    Factors that no word names stay at their baseline.
-    """
-    if not words:
-        allowed = study.preset(preset).levels
-        return {f.name: tuple(allowed.get(f.name, tuple(level.name for level in f.levels))) for f in study.factors}
+
+def all_pairs(study: Study, chosen: Mapping[str, Sequence[str]]) -> list[Condition]:
+    """For every two of the chosen factors, every combination of their levels: what shows two-way interactions."""
+    conditions = [study.baseline]
+    for one, other in combinations(chosen, 2):
+        conditions += full_factorial(study, {one: chosen[one], other: chosen[other]})
+    return list(dict.fromkeys(conditions))
+
+
+def listed(study: Study, words: Sequence[str]) -> list[Condition]:
+    """The baseline, then a condition per word: `cell=lstm+depth=2` sets these levels and leaves the others."""
+    conditions = [study.baseline]
+    for word in words:
+        levels = dict(study.baseline.levels)
+        for part in word.split("+"):
+            ((name, chosen),) = choose_levels(study, [part]).items()
+            if len(chosen) > 1:
+                raise DesignError(f"{part!r} names {len(chosen)} levels; a listed condition has one per factor")
+            levels[name] = chosen[0]
+        conditions.append(Condition(tuple(levels.items())))
+    return list(dict.fromkeys(conditions))
+
+
+def preset_levels(study: Study, preset: str) -> dict[str, tuple[str, ...]]:
+    """Per factor, the levels that the preset allows."""
+    allowed = study.preset(preset).levels
+    return {f.name: tuple(allowed.get(f.name, tuple(level.name for level in f.levels))) for f in study.factors}
+
+
+def choose_levels(study: Study, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Levels per factor from words like `cell=lstm,gru`."""
     chosen: dict[str, tuple[str, ...]] = {}
     for word in words:
         name, equals, levels = word.partition("=")

@@ -1,25 +1,43 @@
-"""From a study, a preset, levels and seeds to the jobs still to do, and what they will cost."""
+"""From a study, a preset, a design and seeds to the jobs still to do, and what they will cost."""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
 
-from ablations.design import Condition, Study, Task, choose_levels, one_factor_at_a_time
-from ablations.records import Configuration, Records
+from ablations.design import (
+    Condition,
+    DesignError,
+    Study,
+    Task,
+    all_pairs,
+    choose_levels,
+    full_factorial,
+    listed,
+    one_factor_at_a_time,
+    preset_levels,
+)
+from ablations.records import Configuration, Records, Status
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ablations.training import Cost
+    from ablations.timing import Cost
 
-ENSEMBLE_LIMIT = 32  # runs trained together at most: bounds the memory of a job
+ENSEMBLE_LIMIT = 32  # runs trained together at most, even where memory allows more: a crash costs no more than these
+MEMORY_SHARE = 0.8  # of the memory that is free, for all workers together
+PER_MODEL = frozenset({"learning_rate", "clip"})  # settings that training keeps apart for each model, whatever the task
+
+Design = Literal["one-factor", "factorial", "pairs", "list"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Runs of one condition that are trained together."""
+    """Runs that are trained together: of one condition, or of several whose models have the same shapes."""
 
     study: str
     label: str
@@ -30,62 +48,122 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run asked for, by condition, and the jobs for those not done yet, longest first."""
+    """Every run asked for, by condition, those not done yet, and the jobs that do these."""
 
     study: Study
     preset: str
     runs: Mapping[Condition, tuple[Configuration, ...]]
     to_do: Mapping[Condition, tuple[Configuration, ...]]
-    jobs: Mapping[Condition, tuple[Job, ...]]
+    jobs: tuple[Job, ...]
+    failed: int = 0  # of the runs on record
     costs: Mapping[Condition, Cost | None] = field(default_factory=dict)
 
-    def measured(self) -> Plan:
-        """The same plan with costs, each measured on a few steps of the condition's first job."""
-        from ablations.training import estimate_cost
+    def measured(self, workers: int) -> Plan:
+        """The same plan with costs, each measured on a few steps of as many runs of the condition as a job takes.
+
+        Jobs that would not fit into memory beside those of the other workers are divided.
+        """
+        import psutil
+
+        from ablations.timing import estimate_cost
 
         costs: dict[Condition, Cost | None] = {}
         for condition, runs in self.runs.items():
-            jobs = self.jobs[condition]
+            sample = (self.to_do[condition] or runs[:1])[:ENSEMBLE_LIMIT]
             try:
-                costs[condition] = estimate_cost(jobs[0].configurations if jobs else runs[:1], self.study.task)
+                costs[condition] = estimate_cost(sample, self.study.task)
             except Exception:  # noqa: BLE001 -- the run itself will record what a study raises
                 costs[condition] = None
-        return replace(self, costs=costs, jobs={c: _priced(jobs, costs[c]) for c, jobs in self.jobs.items()})
+        share = MEMORY_SHARE * psutil.virtual_memory().available / workers
+        by_run = {run.key: costs[condition] for condition, runs in self.to_do.items() for run in runs}
+        jobs = tuple(_priced(part, by_run) for job in self.jobs for part in _fitting(job, by_run, share))
+        return replace(self, costs=costs, jobs=jobs)
 
     def __rich__(self) -> Table:
         from rich.table import Table
 
         table = Table(title=f"{self.study.name}, preset {self.preset}: {self.study.title}", title_justify="left")
         table.add_column("condition")
-        for column in ("parameters", "runs", "done", "to do", "ensembles", "time"):
+        for column in ("parameters", "runs", "on record", "to do", "ensembles", "time"):
             table.add_column(column, justify="right")
         for condition, runs in self.runs.items():
-            jobs, cost, to_do = self.jobs[condition], self.costs.get(condition), len(self.to_do[condition])
+            cost, to_do = self.costs.get(condition), self.to_do[condition]
+            keys = {run.key for run in to_do}
+            ensembles = sum(any(run.key in keys for run in job.configurations) for job in self.jobs)
             table.add_row(
                 label(self.study, condition),
                 f"{cost.parameters:,}" if cost else "?",
-                *map(str, (len(runs), len(runs) - to_do, to_do, len(jobs))),
-                duration(sum(job.seconds or 0.0 for job in jobs)) if cost else "?",
+                *map(str, (len(runs), len(runs) - len(to_do), len(to_do), ensembles)),
+                duration(cost.seconds_per_run * len(to_do)) if cost else "?",
             )
         return table
 
 
 def plan_study(
-    study: Study, preset: str, words: Sequence[str], seeds: int | None, records: Records, workers: int
+    study: Study,
+    preset: str,
+    words: Sequence[str],
+    seeds: int | None,
+    records: Records,
+    workers: int,
+    design: Design = "one-factor",
+    strongest: int = 3,
 ) -> Plan:
-    """Plan the conditions that `words` (`factor=level,level`) choose, with seeds 0 to `seeds` - 1.
+    """Plan the conditions that the design makes of the words, with seeds 0 to `seeds` - 1.
 
-    Without `seeds` the preset's number is taken. Raises `DesignError` for a word that names nothing.
+    Words are `factor=level,level`, for the design "list" `factor=level+factor=level`; without words, all levels that
+    the preset allows, and without `seeds` the preset's number is taken. The design "pairs" takes the `strongest`
+    factors of the runs on record. Runs on record are not done again, not even those that failed: see `plan_failed`.
+    Raises `DesignError` for a word that names nothing, and where a design lacks what it needs.
     """
-    conditions = one_factor_at_a_time(study, choose_levels(study, preset, words))
+    conditions = _conditions(study, preset, words, records, design, strongest)
     count = seeds or study.preset(preset).seeds
     runs = {condition: _runs(study, preset, condition, count) for condition in conditions}
-    to_do = {c: tuple(run for run in of_condition if not records.is_finished(run)) for c, of_condition in runs.items()}
-    jobs = {
-        condition: tuple(Job(study.name, label(study, condition), study.task, part) for part in parts)
-        for condition, parts in _ensembles(to_do, workers).items()
-    }
-    return Plan(study, preset, runs, to_do, jobs)
+    statuses = {run.key: records.status(run) for of_condition in runs.values() for run in of_condition}
+    to_do = {c: tuple(run for run in of_condition if not statuses[run.key]) for c, of_condition in runs.items()}
+    plan = _plan(study, preset, runs, to_do, workers)
+    return replace(plan, failed=sum(status == "failed" for status in statuses.values()))
+
+
+def plan_failed(study: Study, records: Records, workers: int) -> list[Plan]:
+    """A plan per preset for the failed runs of the study's present version."""
+    found: dict[str, dict[Condition, list[Configuration]]] = defaultdict(lambda: defaultdict(list))
+    failed: tuple[Status, ...] = ("failed",)
+    for run in records.configurations(study.name, study.version, failed):
+        if run.data_version == study.task.data_version:
+            condition = Condition(tuple((factor.name, run.levels[factor.name]) for factor in study.factors))
+            found[run.preset][condition].append(run)
+    plans = []
+    for preset, by_condition in found.items():
+        runs = {condition: tuple(of_condition) for condition, of_condition in by_condition.items()}
+        plans.append(_plan(study, preset, runs, runs, workers))
+    return plans
+
+
+def strongest_levels(study: Study, preset: str, records: Records, count: int) -> dict[str, tuple[str, ...]]:
+    """The `count` factors that move the primary response most, each with the level that does.
+
+    Strength is the mean difference to the baseline over seeds, in the one-factor runs on record. Raises `DesignError`
+    if fewer factors have such runs.
+    """
+    values = _primary_values(study, preset, records)
+    baseline = values.get(study.baseline, {})
+    strengths: dict[str, tuple[float, str]] = {}
+    for condition in one_factor_at_a_time(study, preset_levels(study, preset))[1:]:
+        own = values.get(condition, {})
+        differences = [own[seed] - baseline[seed] for seed in own.keys() & baseline.keys()]
+        if differences:
+            ((factor, level),) = _changed(study, condition)
+            strength = abs(sum(differences) / len(differences))
+            strengths[factor] = max(strengths.get(factor, (0.0, level)), (strength, level))
+    if len(strengths) < count:
+        raise DesignError(
+            f"the {count} strongest factors are found from finished runs of preset {preset} that vary one factor at a "
+            f"time; on record are {len(strengths)} factors. Run `ablate run {study.name} --preset {preset}` first, "
+            "ask for fewer with --strongest, or name factors and levels"
+        )
+    ranked = sorted(strengths, key=lambda factor: strengths[factor], reverse=True)
+    return {factor: (strengths[factor][1],) for factor in ranked[:count]}
 
 
 def wall_seconds(jobs: Sequence[Job], workers: int) -> float:
@@ -98,15 +176,12 @@ def wall_seconds(jobs: Sequence[Job], workers: int) -> float:
 
 def longest_first(plans: Sequence[Plan]) -> list[Job]:
     """All jobs of the plans in the order in which they should start."""
-    jobs = [job for plan in plans for of_condition in plan.jobs.values() for job in of_condition]
-    return sorted(jobs, key=lambda job: job.seconds or 0.0, reverse=True)
+    return sorted((job for plan in plans for job in plan.jobs), key=lambda job: job.seconds or 0.0, reverse=True)
 
 
 def label(study: Study, condition: Condition) -> str:
     """What a condition changes: `cell=gru`, or `baseline`."""
-    baseline = dict(study.baseline.levels)
-    changed = [f"{factor}={level}" for factor, level in condition.levels if level != baseline[factor]]
-    return " ".join(changed) or "baseline"
+    return " ".join(f"{factor}={level}" for factor, level in _changed(study, condition)) or "baseline"
 
 
 def duration(seconds: float) -> str:
@@ -114,6 +189,34 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 5 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _conditions(
+    study: Study, preset: str, words: Sequence[str], records: Records, design: Design, strongest: int
+) -> list[Condition]:
+    study.preset(preset)
+    if design == "list":
+        return listed(study, words)
+    chosen = choose_levels(study, words) if words else preset_levels(study, preset)
+    if design == "pairs":
+        return all_pairs(study, chosen if words else strongest_levels(study, preset, records, strongest))
+    return (full_factorial if design == "factorial" else one_factor_at_a_time)(study, chosen)
+
+
+def _primary_values(study: Study, preset: str, records: Records) -> dict[Condition, dict[int, float]]:
+    """The primary response of the study's done runs, by condition and seed."""
+    values: dict[Condition, dict[int, float]] = defaultdict(dict)
+    for row in records.table(study.name).to_dict("records"):
+        if (row["preset"], row["study_version"], row["status"]) == (preset, study.version, "done"):
+            condition = Condition(tuple((factor.name, row[factor.name]) for factor in study.factors))
+            values[condition][row["seed"]] = row[study.responses[0].name]
+    return values
+
+
+def _changed(study: Study, condition: Condition) -> list[tuple[str, str]]:
+    """The factors that are not at their baseline, with their levels."""
+    baseline = dict(study.baseline.levels)
+    return [(factor, level) for factor, level in condition.levels if level != baseline[factor]]
 
 
 def _runs(study: Study, preset: str, condition: Condition, seeds: int) -> tuple[Configuration, ...]:
@@ -124,24 +227,57 @@ def _runs(study: Study, preset: str, condition: Condition, seeds: int) -> tuple[
     )
 
 
-def _ensembles(
-    to_do: Mapping[Condition, tuple[Configuration, ...]], workers: int
-) -> dict[Condition, list[tuple[Configuration, ...]]]:
-    """Runs of a condition together, at most `ENSEMBLE_LIMIT`, in smaller parts while workers would stay idle."""
-    longest = max(map(len, to_do.values()), default=0)
-    size = min(longest, ENSEMBLE_LIMIT)
-    while size > 1 and sum(-(-len(runs) // size) for runs in to_do.values()) < workers:
+def _plan(
+    study: Study,
+    preset: str,
+    runs: Mapping[Condition, tuple[Configuration, ...]],
+    to_do: Mapping[Condition, tuple[Configuration, ...]],
+    workers: int,
+) -> Plan:
+    """The plan whose jobs are ensembles as large as can be while no worker stays idle."""
+    alike: dict[str, dict[Condition, tuple[Configuration, ...]]] = defaultdict(dict)
+    for condition, of_condition in to_do.items():
+        if of_condition:
+            alike[_shape(of_condition[0], study.task)][condition] = of_condition
+    groups = [(list(group), tuple(chain.from_iterable(group.values()))) for group in alike.values()]
+    size = min(max((len(together) for _, together in groups), default=1), ENSEMBLE_LIMIT)
+    while size > 1 and sum(-(-len(together) // size) for _, together in groups) < workers:
         size -= 1
-    return {condition: _even_parts(runs, size) for condition, runs in to_do.items()}
+    jobs = tuple(
+        Job(study.name, _common_label(study, conditions, part), study.task, part)
+        for conditions, together in groups
+        for part in _even_parts(together, size)
+    )
+    return Plan(study, preset, runs, to_do, jobs)
+
+
+def _shape(configuration: Configuration, task: type[Task]) -> str:
+    """What runs must have in common to be trained together."""
+    settings = {k: v for k, v in configuration.settings.items() if k not in PER_MODEL | task.per_model}
+    return json.dumps(settings, sort_keys=True)
+
+
+def _common_label(study: Study, conditions: Sequence[Condition], runs: Sequence[Configuration]) -> str:
+    levels = {frozenset(run.levels.items()) for run in runs}
+    names = [label(study, condition) for condition in conditions if frozenset(condition.levels) in levels]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} of its shape"
 
 
 def _even_parts(runs: tuple[Configuration, ...], size: int) -> list[tuple[Configuration, ...]]:
     """As few parts of at most `size` runs as will do, as even as can be."""
-    parts = -(-len(runs) // max(size, 1))
+    parts = -(-len(runs) // size)
     return [runs[len(runs) * part // parts : len(runs) * (part + 1) // parts] for part in range(parts)]
 
 
-def _priced(jobs: Sequence[Job], cost: Cost | None) -> tuple[Job, ...]:
-    if cost is None:
-        return tuple(jobs)
-    return tuple(replace(job, seconds=cost.seconds_per_run * len(job.configurations)) for job in jobs)
+def _fitting(job: Job, costs: Mapping[str, Cost | None], memory: float) -> list[Job]:
+    """The job in as few even parts as fit into so many bytes each; a run alone is always tried."""
+    largest = max((cost.bytes_per_run for run in job.configurations if (cost := costs[run.key])), default=1)
+    at_once = max(int(memory // largest), 1)
+    return [replace(job, configurations=part) for part in _even_parts(job.configurations, at_once)]
+
+
+def _priced(job: Job, costs: Mapping[str, Cost | None]) -> Job:
+    found = [costs[run.key] for run in job.configurations]
+    if any(cost is None for cost in found):
+        return job
+    return replace(job, seconds=sum(cost.seconds_per_run for cost in found if cost))

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ablations.engines import Ended, Epoch
+from ablations.engines import Ended, Epoch, Event
 from ablations.plan import Job, duration
 
 
@@ -39,7 +39,7 @@ class Display:
     ) -> None:
         self._bars.stop()
 
-    def show(self, event: Epoch | Ended) -> None:
+    def show(self, event: Event) -> None:
         if isinstance(event, Epoch):
             self._show_epoch(event)
         else:
@@ -59,20 +59,21 @@ class Display:
         self._passed[event.job] = event.epoch / event.epochs
 
     def _show_end(self, event: Ended) -> None:
-        self.counts.update(event.statuses)
+        self.counts.update(event.outcomes)
         self._passed[event.job] = 1.0
         self._ended += 1
         if event.job in self._running:
             self._bars.remove_task(self._running.pop(event.job))
         took = duration(time.monotonic() - self._started.get(event.job, time.monotonic()))
-        line = f"[{self._ended}/{len(self.jobs)}] {_title(self.jobs[event.job])}: {outcome(event.statuses)} in {took}"
+        line = f"[{self._ended}/{len(self.jobs)}] {_title(self.jobs[event.job])}: {outcome(event.outcomes)} in {took}"
         self._console.print(line, highlight=False, markup=False)
 
 
-def outcome(statuses: Sequence[str] | Counter[str]) -> str:
-    """Statuses counted in words: `4 done, 1 diverged`."""
-    counts = Counter(statuses)
-    return ", ".join(f"{counts[status]} {status}" for status in ("done", "diverged", "failed") if counts[status])
+def outcome(outcomes: Sequence[str] | Counter[str]) -> str:
+    """Outcomes counted in words: `4 done, 1 diverged`; `elsewhere` are those that another process does or has done."""
+    counts = Counter(outcomes)
+    order = ("done", "diverged", "failed", "elsewhere")
+    return ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
 
 
 def _title(job: Job) -> str:

@@ -2,26 +2,34 @@
 
 Layout under the runs folder:
 
-    <study>/study-<version>.json    the study's declaration: factors, hypotheses, responses
+    <study>/study.json              the study's declaration: factors, hypotheses, responses
+    <study>/plan-<digest>.json      the runs that a command set out to do
+    <study>/<key>/lock              locked by the process that trains the run; the lock dies with its owner
     <study>/<key>/config.json       study, versions, preset, settings, levels, seed
     <study>/<key>/environment.json  versions, CPU, threads, git state
     <study>/<key>/curve.csv         the learning curve, one row per epoch
     <study>/<key>/predictions.npz   arrays the study's figures need
     <study>/<key>/timing.json       seconds per step, from the exclusive timing pass
-    <study>/<key>/result.json       status and responses; written last, atomically
+    <study>/<key>/result.json       status, responses, pairing hashes, sizes of the files above; written last
+
+Every file appears whole or not at all (written beside its place, synced, renamed, folder synced).
 
 This is the only module that opens files there.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,6 +37,13 @@ import numpy as np
 import pandas as pd
 
 Status = Literal["done", "diverged", "failed"]
+FINISHED: tuple[Status, ...] = ("done", "diverged")
+PROBE_SECONDS = 0.05  # longer than `states` holds a lock to see whether anyone else does
+STATE_COLUMNS = ("study", "study_version", "preset", "key", "state")
+
+
+class RecordsError(RuntimeError):
+    """The runs folder cannot be written: which file, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +58,28 @@ class Configuration:
     levels: Mapping[str, str]
     seed: int
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Hash of what decides the result: settings, seed, data and study versions; not the preset's name."""
-        parts = {k: v for k, v in asdict(self).items() if k != "preset"}
-        canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        """Hash of the full configuration, data and study versions included."""
+        canonical = json.dumps(self.fields(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. A diverged or failed run keeps what it has; `message` says what happened."""
+    """How a run ended. A diverged or failed run keeps what it has; `message` says what happened.
+
+    `pairing` holds hashes of what runs of one seed must share to be paired: `split`, `order`, `augmentation`, and
+    `weights` where shapes allow. In the tidy table they are the columns `pairing_split` and so on.
+    """
 
     status: Status
     responses: Mapping[str, float]
     message: str = ""
+    pairing: Mapping[str, str] = field(default_factory=dict)
 
 
 class Records:
@@ -69,15 +91,53 @@ class Records:
     def folder(self, configuration: Configuration) -> Path:
         return self.root / configuration.study / configuration.key
 
+    def status(self, configuration: Configuration) -> Status | None:
+        """How the run ended; None if it has not, or if its record is not whole."""
+        result = _whole_result(self.folder(configuration))
+        return result["status"] if result else None
+
     def is_finished(self, configuration: Configuration) -> bool:
-        """Whether the run has a readable result; one that failed counts as not finished and is run again."""
-        result = _read_json(self.folder(configuration) / "result.json")
-        return result is not None and result["status"] != "failed"
+        """Whether the run was done or diverged; one that failed may be tried again."""
+        return self.status(configuration) in FINISHED
 
     def declare(self, declaration: Mapping[str, Any]) -> None:
         """Keep the study's declaration beside its runs, so that a report needs nothing else."""
-        path = self.root / declaration["name"] / f"study-{declaration['version']}.json"
-        _write_json(path, declaration)
+        _write_json(self.root / declaration["name"] / "study.json", declaration)
+
+    def plan(self, configurations: Iterable[Configuration]) -> None:
+        """Keep which runs were asked for, so that `states` knows those that wait."""
+        plans: dict[tuple[str, str, str], list[str]] = {}
+        for run in configurations:
+            plans.setdefault((run.study, run.study_version, run.preset), []).append(run.key)
+        for (study, version, preset), keys in plans.items():
+            digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16]
+            content = {"study_version": version, "preset": preset, "keys": keys}
+            _write_json(self.root / study / f"plan-{digest}.json", content)
+
+    @contextmanager
+    def claim(
+        self, configurations: Iterable[Configuration], patience: float = PROBE_SECONDS
+    ) -> Iterator[list[Configuration]]:
+        """Those of the runs that are neither finished nor another process's; nobody else gets them inside the block.
+
+        A claim ends with its process, however that ends; `patience` is how many seconds to wait for that, for all
+        runs together. What a crash has torn in the runs' folders is set aside.
+        """
+        deadline = time.monotonic() + patience
+        with ExitStack() as locks:
+            mine = []
+            for configuration in configurations:
+                folder = self.folder(configuration)
+                lock = _lock(folder, deadline)
+                if lock is None:
+                    continue
+                locks.enter_context(closing(lock))
+                if self.is_finished(configuration):
+                    lock.close()
+                else:
+                    _set_torn_aside(folder)
+                    mine.append(configuration)
+            yield mine
 
     def save(
         self,
@@ -88,15 +148,24 @@ class Records:
         curve: pd.DataFrame | None = None,
         predictions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write one run; `result.json` comes last, so that its presence means the whole record is there."""
+        """Write one run; `result.json` comes last, so that its presence means the whole record is there.
+
+        Raises `RecordsError` if the folder cannot be written; nothing written before is lost.
+        """
         folder = self.folder(configuration)
-        _write_json(folder / "config.json", asdict(configuration))
-        _write_json(folder / "environment.json", environment)
+        _remove(folder / "result.json")  # of an attempt that failed: it does not speak for the files that come now
+        files = {
+            "config.json": _write_json(folder / "config.json", configuration.fields()),
+            "environment.json": _write_json(folder / "environment.json", environment),
+        }
         if curve is not None:
-            _write(folder / "curve.csv", lambda file: curve.to_csv(file, index=False))
+            files["curve.csv"] = _write(folder / "curve.csv", lambda file: curve.to_csv(file, index=False))
         if predictions is not None:
-            _write(folder / "predictions.npz", lambda file: np.savez_compressed(file, **predictions))  # type: ignore[arg-type]
-        _write_json(folder / "result.json", asdict(result))
+            files["predictions.npz"] = _write(
+                folder / "predictions.npz",
+                lambda file: np.savez_compressed(file, **predictions),  # type: ignore[arg-type]
+            )
+        _write_json(folder / "result.json", asdict(result) | {"files": files})
 
     def save_timing(self, configuration: Configuration, timing: Mapping[str, float]) -> None:
         _write_json(self.folder(configuration) / "timing.json", timing)
@@ -106,33 +175,54 @@ class Records:
 
     def studies(self) -> list[str]:
         """Names of the studies that have runs here."""
-        return sorted({path.parent.name for path in self.root.glob("*/study-*.json")})
+        return sorted(path.parent.name for path in self.root.glob("*/study.json"))
 
-    def declaration(self, study: str, version: str | None = None) -> dict[str, Any]:
-        """The study's declaration: of that version, or the newest written."""
-        paths = sorted((self.root / study).glob(f"study-{version or '*'}.json"), key=lambda path: path.stat().st_mtime)
-        declaration = _read_json(paths[-1]) if paths else None
+    def declaration(self, study: str) -> dict[str, Any]:
+        """The study's declaration, as last written."""
+        declaration = _read_json(self.root / study / "study.json")
         if declaration is None:
             raise FileNotFoundError(f"no study {study!r} under {self.root}; `ablate run {study}` makes one")
         return declaration
 
-    def configurations(self, study: str, version: str) -> list[Configuration]:
-        """Of every finished run of that version, those that diverged included."""
-        configs = [_read_json(folder / "config.json") for folder in self._folders(study)]
-        found = [Configuration(**config) for config in configs if config and config["study_version"] == version]
-        return [configuration for configuration in found if self.is_finished(configuration)]
+    def configurations(
+        self, study: str, version: str | None = None, statuses: Collection[Status] = FINISHED
+    ) -> list[Configuration]:
+        """Of every run on record that ended so, of that study version or of any."""
+        found = []
+        for folder in self._folders(study):
+            config, result = _read_json(folder / "config.json"), _whole_result(folder)
+            if config and result and result["status"] in statuses and version in (None, config["study_version"]):
+                found.append(Configuration(**config))
+        return found
 
     def table(self, study: str | None = None) -> pd.DataFrame:
-        """The tidy table: a row per finished run; the columns are study, study_version, preset, key, status, seed,
-        message, one per factor (its level's name), one per response, and those of timing.json."""
+        """The tidy table, a row per run on record: study, study_version, preset, key, status, seed, message, a column
+        per factor (its level's name), per response, per pairing hash (`pairing_...`), and those of timing.json."""
         rows = [self._row(folder) for folder in self._folders(study)]
         frame = pd.DataFrame([row for row in rows if row is not None])
         return frame if frame.empty else frame.sort_values(["study", "key"], ignore_index=True)
 
+    def states(self) -> pd.DataFrame:
+        """Where every run on record or asked for stands: study, study_version, preset, key, and the state `done`,
+        `diverged`, `failed`, `running` (a process has claimed it) or `waiting`."""
+        rows: dict[str, dict[Hashable, Any]] = {}
+        for path in sorted(self.root.glob("*/plan-*.json")):
+            plan = _read_json(path) or {"keys": []}
+            for key in plan["keys"]:
+                group = {"study": path.parent.name, "study_version": plan["study_version"], "preset": plan["preset"]}
+                rows[key] = group | {"key": key, "state": "waiting"}
+        for row in self.table().rename(columns={"status": "state"}).to_dict("records"):
+            rows[row["key"]] = {name: row[name] for name in STATE_COLUMNS}
+        for key, row in rows.items():
+            if row["state"] not in FINISHED and _is_locked(self.root / row["study"] / key):
+                row["state"] = "running"
+        return pd.DataFrame(rows.values(), columns=list(STATE_COLUMNS))
+
     def curves(self, study: str) -> pd.DataFrame:
-        """Learning curves of all finished runs of a study, long form, with the column `key`."""
-        folders = [folder for folder in self._folders(study) if (folder / "curve.csv").exists()]
-        frames = [pd.read_csv(folder / "curve.csv").assign(key=folder.name) for folder in folders]
+        """Learning curves of all runs on record of a study, long form, with the column `key`."""
+        folders = [folder for folder in self._folders(study) if _whole_result(folder)]
+        paths = [folder / "curve.csv" for folder in folders]
+        frames = [pd.read_csv(path).assign(key=path.parent.name) for path in paths if path.exists()]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def predictions(self, study: str, key: str) -> dict[str, np.ndarray]:
@@ -151,45 +241,151 @@ class Records:
             yield path.parent
 
     def _row(self, folder: Path) -> dict[str, Any] | None:
-        config, result = _read_json(folder / "config.json"), _read_json(folder / "result.json")
+        result = _whole_result(folder)
+        config = _read_json(folder / "config.json") if result else None
         if config is None or result is None:
             return None
         row = {name: config[name] for name in ("study", "study_version", "preset", "seed")}
         row |= {"key": folder.name, "status": result["status"], "message": result["message"]}
-        timing = _read_json(folder / "timing.json") or {}
-        return row | config["levels"] | result["responses"] | timing
+        row |= config["levels"] | result["responses"] | (_read_json(folder / "timing.json") or {})
+        return row | {f"pairing_{what}": digest for what, digest in result["pairing"].items()}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The file's content; None if it is absent, or torn, which is said."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        warnings.warn(f"{path} is torn and is taken as absent; its run will be done again", stacklevel=2)
+        _warn_torn(path)
         return None
+    return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, lambda file: file.write(json.dumps(content, indent=1, sort_keys=True).encode()))
+def _whole_result(folder: Path) -> dict[str, Any] | None:
+    """A run's result, if the files it speaks of have the size they were written with."""
+    result = _read_json(folder / "result.json")
+    if result is None:
+        return None
+    torn = _torn_files(folder, result)
+    for path in torn:
+        _warn_torn(path)
+    return None if torn else result
 
 
-def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file so that a reader sees all of it or none, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _torn_files(folder: Path, result: Mapping[str, Any]) -> list[Path]:
+    """Files that are missing or have another size than the result says; a result of another layout is torn itself."""
+    if not isinstance(result.get("files"), dict):
+        return [folder / "result.json"]
+    return [folder / name for name, size in result["files"].items() if _size(folder / name) != size]
+
+
+def _size(path: Path) -> int:
     try:
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _warn_torn(path: Path) -> None:
+    warnings.warn(f"{path} is torn and is taken as absent; its run will be done again", stacklevel=3)
+
+
+def _set_torn_aside(folder: Path) -> None:
+    """Rename what a crash tore to `<name>.torn` and drop what it left half written. Needs the folder's lock."""
+    for path in folder.glob(".*"):
+        _remove(path)
+    path = folder / "result.json"
+    if path.exists():
+        result = _read_json(path)
+        for torn in [path] if result is None else _torn_files(folder, result):
+            if torn.exists():
+                os.replace(torn, torn.with_name(f"{torn.name}.torn"))
+
+
+def _lock(folder: Path, deadline: float) -> IO[bytes] | None:
+    """The folder's lock, held until it is closed or the process ends; None if another process keeps it until then."""
+    with _writing(folder / "lock"):
+        _make_folder(folder)
+        file = open(folder / "lock", "ab")  # noqa: SIM115 -- the caller closes it
+        while not _flock(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                file.close()
+                return None
+            time.sleep(0.01)
+    return file
+
+
+def _is_locked(folder: Path) -> bool:
     try:
-        os.fsync(folder)
+        with open(folder / "lock", "rb") as file:
+            return not _flock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _flock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> int:
+    return _write(path, lambda file: file.write(json.dumps(content, indent=1, sort_keys=True).encode()))
+
+
+def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> int:
+    """Write a file so that a reader sees all of it or none, also after a crash; its size in bytes."""
+    with _writing(path):
+        _make_folder(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+        return size
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the system says against a write into `RecordsError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordsError(
+            f"cannot write {path}: {error.strerror}. What is done is kept; make room, or give the rights to write "
+            "there, or name another folder with --runs, then repeat the command"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    with _writing(path):
+        path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and those above it, each entered in its parent for good."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
-import random
-import statistics
 import subprocess
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
-from itertools import chain, count
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.func import functional_call, stack_module_state
 
 import recurve
+from ablations.complexity import Complexity, complexity
 from ablations.design import Task
-from ablations.records import Configuration, Records, Result, Status
+from ablations.models import Dropout
+from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
 
 CONVERGED_WITHIN = 0.05  # of the lowest validation loss, relative
 PREDICT_ROWS = 1024
 
-EpochReport = Callable[[int, int, float], None]  # epoch, of epochs, median validation loss
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run of a condition takes: its model's parameters and its share of the ensemble's training time."""
-
-    parameters: int
-    seconds_per_run: float
+Row = Mapping[str, float]  # of a learning curve: epoch, step, seconds, train_loss and the task's measures
+Report = Callable[[int, int, Mapping[str, Row]], None]  # epoch, of epochs, the newest row by key of the run
+Outcome = Status | Literal["elsewhere"]  # finished by another process, or owned by one
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Jobs share a machine by cores, and the number of threads decides the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,13 +49,15 @@ def _one_thread() -> Iterator[None]:
 class Ensemble:
     """Models of one shape, each with its own data, weights, optimiser state and random streams.
 
-    The streams are derived from the run's seed alone, so that a seed has the same data order and augmentation in every
-    condition, and the same initial weights where the model draws them alike. Raises `ValueError` if the runs differ in
-    the shapes of their training data. A model that draws random numbers in its forward pass is refused by `torch.vmap`:
-    those draws would depend on who trains beside it.
+    The streams are derived from the run's seed alone, so that a seed has the same data order, augmentation and dropout
+    in every condition, and the same initial weights where the model draws them alike; `pairing` has hashes of them per
+    run. Runs may differ in seed, learning rate, clipping and what their task calls `per_model`. Raises `ValueError` if
+    they differ in the shapes of their training data. A model that draws random numbers in its forward pass is refused
+    by `torch.vmap`, since those draws would depend on who trains beside it; `models.Dropout` serves instead.
     """
 
     def __init__(self, configurations: Sequence[Configuration], task_type: type[Task]) -> None:
+        self.configurations = configurations
         self.settings = configurations[0].settings
         self.tasks = [task_type(c.settings, c.seed) for c in configurations]
         shapes = {(tuple(task.train_inputs.shape), tuple(task.train_targets.shape)) for task in self.tasks}
@@ -69,19 +65,20 @@ class Ensemble:
             raise ValueError(f"runs trained together need training data of one shape, these have {sorted(shapes)}")
         models = []
         for task, configuration in zip(self.tasks, configurations, strict=True):
-            torch.manual_seed(_derived_seed(configuration.seed, "weights"))
-            models.append(task.model())
+            models.append(fresh_model(task, configuration.seed))
         self._model = models[0]
-        self._parameters, self._buffers = stack_module_state(models)
         self._order = [_generator(c.seed, "order") for c in configurations]
         self._augmentation = [_generator(c.seed, "augmentation") for c in configurations]
-        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.settings["learning_rate"])
+        self.pairing = list(map(_pairing, self.tasks, models, self._order, self._augmentation))
+        self._parameters, self._buffers = stack_module_state(models)
+        self._optimizer = Adam(list(self._parameters.values()), _per_model(configurations, "learning_rate"))
+        self._clip = _per_model(configurations, "clip", absent=math.inf)
         self._losses = torch.vmap(self._loss)
 
-    @property
-    def parameters(self) -> int:
-        """Trainable parameters of one model."""
-        return sum(parameter[0].numel() for parameter in self._parameters.values())
+    @cached_property
+    def complexity(self) -> Complexity:
+        """Of one model with one batch."""
+        return complexity(self.tasks[0], self.batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -111,10 +108,9 @@ class Ensemble:
         """One training step of every model; their losses (E,)."""
         self._model.train()
         losses = self._losses(self._parameters, self._buffers, inputs, targets)
-        self._optimizer.zero_grad()
         losses.sum().backward()
-        if self.settings.get("clip") is not None:
-            _clip([p.grad for p in self._parameters.values() if p.grad is not None], self.settings["clip"])
+        if self._clip.isfinite().any():
+            _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
         self._optimizer.step()
         return losses.detach()
 
@@ -139,86 +135,103 @@ class Ensemble:
         return self.tasks[0].loss(functional_call(self._model, (parameters, buffers), (inputs,)), targets)
 
 
-@_one_thread()
+class Adam:
+    """`torch.optim.Adam` (Kingma & Ba 2015) with its defaults, over stacked parameters (E, ...) and with a learning
+    rate for each model, (E,). A step consumes the gradients."""
+
+    MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
+
+    def __init__(self, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor) -> None:
+        self._moments = [
+            (p, torch.zeros_like(p), torch.zeros_like(p), _beside(learning_rates, p).to(p)) for p in parameters
+        ]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self._steps += 1
+        mean_share, square_share = (1 - decay**self._steps for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
+        for parameter, mean, square, rate in self._moments:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                mean.lerp_(gradient, 1 - self.MEAN_DECAY)
+                square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
+                scale = (square.sqrt() / math.sqrt(square_share)).add_(self.EPSILON)
+                parameter.sub_(mean / scale * (rate / mean_share))
+
+
+def fresh_model(task: Task, seed: int) -> torch.nn.Module:
+    """The run's model before its first step."""
+    torch.manual_seed(_derived_seed(seed, "weights"))
+    model = task.model()
+    for place, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
+        module.stream.fill_(_derived_seed(seed, f"dropout {place}"))
+    return model
+
+
+@one_thread()
 def train(
     configurations: Sequence[Configuration],
     task_type: type[Task],
     records: Records,
-    report: EpochReport = lambda epoch, epochs, validation_loss: None,
-) -> list[Status]:
-    """Train the runs of one condition, which differ by seed only, as one ensemble, and write each one's record.
+    report: Report = lambda epoch, epochs, rows: None,
+    patience: float = PROBE_SECONDS,
+) -> list[Outcome]:
+    """Train runs that may share an ensemble, and write each one's record; those of other processes are left to them,
+    after so many seconds of patience.
 
-    To the task's responses are added `parameters` and `epochs_to_converge`, the first epoch whose validation loss is
-    within 5 % of the run's lowest. A run whose loss stops being finite is recorded as diverged, and the others go on
-    unharmed. What a study's code raises is recorded as failed, not raised.
+    To the task's responses are added `parameters`, `flops`, `peak_memory` and `epochs_to_converge`, the first epoch
+    whose validation loss is within 5 % of the run's lowest. A run whose loss stops being finite is recorded as
+    diverged, and the others go on unharmed. When an ensemble raises, for want of memory or for any reason, its halves
+    are trained one after the other, so that only the runs that raise alone are recorded as failed.
+    Raises `RecordsError` if the records cannot be written.
     """
+    with records.claim(configurations, patience) as mine:
+        outcomes = _train_halving(mine, task_type, records, report) if mine else {}
+    return [outcomes.get(configuration.key, "elsewhere") for configuration in configurations]
+
+
+def _train_halving(
+    configurations: Sequence[Configuration], task_type: type[Task], records: Records, report: Report
+) -> dict[str, Outcome]:
+    trained = _try_together(configurations, task_type, report)
+    if not isinstance(trained, str):
+        return {
+            configuration.key: _finish(member, *trained, records) for member, configuration in enumerate(configurations)
+        }
+    if len(configurations) == 1:
+        records.save(configurations[0], Result("failed", {}, trained), environment=environment())
+        return {configurations[0].key: "failed"}
+    half = len(configurations) // 2
+    first, second = (
+        _train_halving(part, task_type, records, report) for part in (configurations[:half], configurations[half:])
+    )
+    return first | second
+
+
+def _try_together(
+    configurations: Sequence[Configuration], task_type: type[Task], report: Report
+) -> tuple[Ensemble, list[list[Row]], dict[int, str]] | str:
+    """The trained ensemble with its learning curves and divergences, or the traceback of what went wrong."""
     try:
         ensemble = Ensemble(configurations, task_type)
-        curves, diverged = _learn(ensemble, report)
+        return ensemble, *_learn(ensemble, report)
     except Exception:  # noqa: BLE001 -- whatever a study raises belongs in its record
-        together = f" (in an ensemble of {len(configurations)} runs)" if len(configurations) > 1 else ""
-        failed = Result("failed", {}, f"training raised{together}:\n{traceback.format_exc()}")
-        for configuration in configurations:
-            records.save(configuration, failed, environment=environment())
-        return ["failed"] * len(configurations)
-    return [
-        _finish(ensemble, member, configuration, curves[member], diverged.get(member), records)
-        for member, configuration in enumerate(configurations)
-    ]
-
-
-@_one_thread()
-def estimate_cost(configurations: Sequence[Configuration], task_type: type[Task]) -> Cost:
-    """The cost of a run trained in this ensemble, from its making, a few training steps and one validation."""
-    start = time.perf_counter()
-    ensemble = Ensemble(configurations, task_type)
-    making = time.perf_counter() - start
-    step = statistics.median(_step_seconds(ensemble, warm_up=1, budget=0.0))
-    start = time.perf_counter()
-    ensemble.tasks[0].validate(ensemble.predictor(0))
-    validation = time.perf_counter() - start
-    epoch = ensemble.steps_per_epoch * step / len(configurations) + validation
-    return Cost(ensemble.parameters, making / len(configurations) + ensemble.settings["epochs"] * epoch)
-
-
-@_one_thread()
-def measure_seconds_per_step(
-    configurations: Sequence[Configuration],
-    task_type: type[Task],
-    records: Records,
-    report: Callable[[int, int], None] = lambda done, blocks: None,
-) -> None:
-    """Time training steps of one model per run, seed by seed, and save them as `seconds_per_step`.
-
-    A seed is a block: its conditions are timed next to each other in random order, and saved together, so that their
-    ratios are paired. A block that lacks a timing is measured whole. Nothing else may run on the machine meanwhile.
-    """
-    blocks: dict[int, list[Configuration]] = defaultdict(list)
-    for configuration in configurations:
-        blocks[configuration.seed].append(configuration)
-    lacking = {seed: block for seed, block in blocks.items() if not all(map(records.has_timing, block))}
-    for done, (seed, block) in enumerate(lacking.items()):
-        report(done, len(lacking))
-        timings = {}
-        for configuration in random.Random(seed).sample(block, len(block)):
-            seconds = _step_seconds(Ensemble([configuration], task_type), warm_up=2, budget=0.08)
-            timings[configuration.key] = statistics.median(seconds)
-        for configuration in block:
-            records.save_timing(configuration, {"seconds_per_step": timings[configuration.key]})
-    report(len(lacking), len(lacking))
+        return f"training raised:\n{traceback.format_exc()}"
 
 
 def environment() -> dict[str, Any]:
-    """Where and when: versions, CPU, threads, git commit (null outside a checkout) and date."""
+    """Where and when: versions, CPU, GPU, threads, git commit (null outside a checkout) and date."""
     return {**_machine(), "threads": torch.get_num_threads(), "date": datetime.now(UTC).isoformat()}
 
 
-def _learn(ensemble: Ensemble, report: EpochReport) -> tuple[list[list[dict[str, float]]], dict[int, str]]:
+def _learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int, str]]:
     """Each member's learning curve, and the message of those that diverged."""
-    curves: list[list[dict[str, float]]] = [[] for _ in ensemble.tasks]
+    keys = [configuration.key for configuration in ensemble.configurations]
+    curves: list[list[Row]] = [[] for _ in keys]
     diverged: dict[int, str] = {}
     epochs, start = ensemble.settings["epochs"], time.perf_counter()
-    report(0, epochs, float("nan"))
+    report(0, epochs, {})
     for epoch in range(1, epochs + 1):
         losses = torch.stack([ensemble.step(inputs, targets) for inputs, targets in ensemble.batches()])
         for member, task in enumerate(ensemble.tasks):
@@ -230,46 +243,64 @@ def _learn(ensemble: Ensemble, report: EpochReport) -> tuple[list[list[dict[str,
                 diverged[member] = f"training loss was not finite at epoch {epoch}, step {steps + int(lost[0]) + 1}"
                 continue
             measures = {name: float(value) for name, value in task.validate(ensemble.predictor(member)).items()}
-            if not torch.tensor(measures["validation_loss"]).isfinite():
-                diverged[member] = f"validation loss was not finite after epoch {epoch}"
+            if not math.isfinite(measures["validation_loss"]):
+                step = steps + ensemble.steps_per_epoch
+                diverged[member] = f"validation loss was not finite after epoch {epoch}, step {step}"
                 continue
             row = {"epoch": epoch, "step": steps + ensemble.steps_per_epoch, "seconds": time.perf_counter() - start}
             curves[member].append(row | {"train_loss": float(losses[:, member].mean())} | measures)
-        if len(diverged) == len(ensemble.tasks):
+        report(epoch, epochs, {keys[m]: curve[-1] for m, curve in enumerate(curves) if m not in diverged})
+        if len(diverged) == len(keys):
             break
-        report(
-            epoch,
-            epochs,
-            statistics.median(c[-1]["validation_loss"] for m, c in enumerate(curves) if m not in diverged),
-        )
     return curves, diverged
 
 
 def _finish(
-    ensemble: Ensemble,
-    member: int,
-    configuration: Configuration,
-    rows: list[dict[str, float]],
-    diverged: str | None,
-    records: Records,
+    member: int, ensemble: Ensemble, curves: Sequence[Sequence[Row]], diverged: Mapping[int, str], records: Records
 ) -> Status:
     """Evaluate one member and write its record."""
-    curve = pd.DataFrame(rows) if rows else None
-    responses: dict[str, float] = {"parameters": ensemble.parameters}
-    if diverged:
-        records.save(configuration, Result("diverged", responses, diverged), environment=environment(), curve=curve)
+    rows = curves[member]
+    save = partial(
+        records.save,
+        ensemble.configurations[member],
+        environment=environment(),
+        curve=pd.DataFrame(rows) if rows else None,
+    )
+    result = partial(Result, pairing=ensemble.pairing[member])
+    responses: dict[str, float] = asdict(ensemble.complexity)
+    if member in diverged:
+        save(result("diverged", responses, diverged[member]))
         return "diverged"
     try:
         measured, predictions = ensemble.tasks[member].evaluate(ensemble.predictor(member))
+        responses |= {name: float(value) for name, value in measured.items()}
     except Exception:  # noqa: BLE001 -- whatever a study raises belongs in its record
-        failed = Result("failed", responses, f"evaluation raised:\n{traceback.format_exc()}")
-        records.save(configuration, failed, environment=environment(), curve=curve)
+        save(result("failed", responses, f"evaluation raised:\n{traceback.format_exc()}"))
         return "failed"
-    responses |= {name: float(value) for name, value in measured.items()}
     responses["epochs_to_converge"] = _epochs_to_converge(rows)
-    done = Result("done", responses)
-    records.save(configuration, done, environment=environment(), curve=curve, predictions=predictions)
+    save(result("done", responses), predictions=predictions)
     return "done"
+
+
+def _pairing(
+    task: Task, model: torch.nn.Module, order: torch.Generator, augmentation: torch.Generator
+) -> dict[str, str]:
+    """Hashes of what runs of one seed share; the generators are left as they are."""
+    first_order = torch.randperm(len(task.train_inputs), generator=order.clone_state())
+    return {
+        "split": _digest(*task.split),
+        "order": _digest(first_order),
+        "augmentation": _digest(augmentation.get_state()),
+        "weights": _digest(*(parameter.detach() for parameter in model.parameters())),
+    }
+
+
+def _digest(*arrays: np.ndarray | torch.Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in map(np.ascontiguousarray, arrays):
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _epochs_to_converge(rows: Sequence[Mapping[str, float]]) -> int:
@@ -278,25 +309,23 @@ def _epochs_to_converge(rows: Sequence[Mapping[str, float]]) -> int:
     return next(int(row["epoch"]) for row in rows if row["validation_loss"] <= near)
 
 
-def _step_seconds(ensemble: Ensemble, warm_up: int, budget: float) -> list[float]:
-    """Seconds of single training steps, batch and augmentation included: at least 3, more while `budget` lasts."""
-    batches = chain.from_iterable(ensemble.batches() for _ in count())
-    for _ in range(warm_up):
-        ensemble.step(*next(batches))
-    seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < budget:
-        start = time.perf_counter()
-        ensemble.step(*next(batches))
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _clip(gradients: Sequence[torch.Tensor], max_norm: float) -> None:
-    """Scale each model's gradients (E, ...) so that their global norm is at most `max_norm`."""
+def _clip(gradients: Sequence[torch.Tensor], max_norms: torch.Tensor) -> None:
+    """Scale each model's gradients (E, ...) so that their global norm is at most its `max_norms`, (E,)."""
     squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
-    scale = (max_norm / squares.sum(0).sqrt()).clamp(max=1.0)  # (E,)
+    scale = (max_norms.to(squares) / squares.sum(0).sqrt()).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(scale.reshape(-1, *[1] * (gradient.dim() - 1)))
+        gradient.mul_(_beside(scale, gradient))
+
+
+def _per_model(configurations: Sequence[Configuration], setting: str, absent: float | None = None) -> torch.Tensor:
+    """The setting's value in each run, (E,); `absent` where it is missing or None."""
+    values = [configuration.settings.get(setting) for configuration in configurations]
+    return torch.tensor([absent if value is None else value for value in values], dtype=torch.float64)
+
+
+def _beside(values: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
+    """Values (E,) shaped to be combined with a stack (E, ...)."""
+    return values.reshape(-1, *[1] * (stacked.dim() - 1))
 
 
 def _derived_seed(seed: int, stream: str) -> int:
@@ -315,6 +344,7 @@ def _machine() -> Mapping[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": _git_commit(),
     }
 

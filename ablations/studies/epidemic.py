@@ -118,6 +118,7 @@ class EpidemicTask:
     """
 
     data_version: ClassVar[str] = "1"
+    per_model: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
         self.settings = settings
@@ -127,6 +128,7 @@ class EpidemicTask:
         self.train = epidemics[:train]
         self.validation = epidemics[train : train + validation]
         self.test = epidemics[train + validation :]
+        self.split = (self.train.truth, self.validation.truth, self.test.truth)
         self.scaler = Scaler.fit(self.train)
         self.past = np.arange(1 - settings["history"], 1)
         self.future = np.arange(1, settings["horizon"] + 1)
@@ -336,6 +338,8 @@ STUDY = Study(
         Response("peak_height_error", "error of the peak height", "accuracy", "lower", "%"),
         Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),
         Response("parameters", "parameters", "complexity", "lower"),
+        Response("flops", "arithmetic operations per forecast", "complexity", "lower"),
+        Response("peak_memory", "memory of a training step", "complexity", "lower", "bytes"),
         Response("seconds_per_step", "time per training step", "complexity", "lower", "s"),
     ),
     presets={

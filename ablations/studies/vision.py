@@ -21,12 +21,14 @@ class VisionTask:
     """Which digit an image shows."""
 
     data_version: ClassVar[str] = "1"
+    per_model: ClassVar[frozenset[str]] = frozenset({"augmentation", "shift_pixels", "rotate_degrees"})
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
         self.settings = settings
         train, self.validation = split(mnist("train"), settings["validation_images"], settings["train_images"], seed)
         self.test = mnist("test")[: settings["test_images"]]
         self.train_inputs, self.train_targets = train.images, train.labels
+        self.split = (train.labels, self.validation.labels, self.test.labels)
         self.augment = augmentation(
             settings["augmentation"], pixels=settings["shift_pixels"], degrees=settings["rotate_degrees"]
         )
@@ -198,6 +200,8 @@ STUDY = Study(
         Response("shift_consistency", "answers kept under shifts of up to 3 pixels", "accuracy", "higher", "%"),
         Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),
         Response("parameters", "parameters", "complexity", "lower"),
+        Response("flops", "arithmetic operations per image", "complexity", "lower"),
+        Response("peak_memory", "memory of a training step", "complexity", "lower", "bytes"),
         Response("seconds_per_step", "time per training step", "complexity", "lower", "s"),
     ),
     presets={

@@ -1,5 +1,7 @@
 """A tiny study whose runs do what a test needs: learn, diverge, raise, or take their time."""
 
+import os
+import signal
 import sys
 import time
 from types import ModuleType
@@ -10,6 +12,7 @@ import torch
 
 from ablations import studies
 from ablations.design import Factor, Hypothesis, Level, Preset, Response, Study
+from ablations.models import Dropout
 
 DEFAULTS = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "clip": 1.0, "width": 4, "jitter": 0.0, "rows": 70}
 
@@ -18,15 +21,19 @@ class PlantedTask:
     """Linear regression in float64, so that the order of sums does not show."""
 
     data_version: ClassVar[str] = "1"
+    per_model: ClassVar[frozenset[str]] = frozenset({"jitter", "dropout"})
 
     def __init__(self, settings, seed):
         if seed in settings.get("raise_for", ()):
             raise RuntimeError(f"planted failure of seed {seed}")
+        if seed in settings.get("kill_for", ()):
+            os.kill(os.getpid(), signal.SIGKILL)
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn(settings["rows"] + 20, 3, generator=generator, dtype=torch.float64)
         targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
         if seed in settings.get("spoil_for", ()):
             targets[0] = float("nan")
+        self.split = (inputs,)
         self.train_inputs, self.train_targets = inputs[:-20], targets[:-20]
         self._held_out = inputs[-20:], targets[-20:]
         self._settings, self._seed = settings, seed
@@ -38,6 +45,7 @@ class PlantedTask:
             torch.nn.Linear(3, width, bias=False),
             torch.nn.BatchNorm1d(width),
             torch.nn.Tanh(),
+            Dropout(self._settings.get("dropout", 0.0)),
             torch.nn.Linear(width, 1),
         )
         return torch.nn.Sequential(*layers).double()
@@ -85,6 +93,7 @@ STUDY = Study(
                 level("spoiled", spoil_for=[1]),
                 level("raises", raise_for=[1]),
                 level("fails_evaluation", fail_evaluation_for=[1]),
+                level("kills", kill_for=[1]),
                 level("slow", pause=0.2, epochs=100),
             ),
         ),

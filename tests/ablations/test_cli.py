@@ -17,6 +17,7 @@ import pytest
 
 from ablations import studies
 from ablations.cli import main
+from ablations.plan import plan_study
 from ablations.records import Records
 
 SCRIPT = Path(__file__).with_name("planted_cli.py")
@@ -95,7 +96,7 @@ def test_numbers_must_be_above_zero(option, capsys):
 def test_a_run_ends_with_what_was_done_and_the_next_command(first_run):
     runs, out = first_run
     assert "planted width=eight x2: 2 done in" in out
-    assert "4 runs, 0 done before; now: 4 done, in" in out
+    assert "4 runs, 0 on record before; now: 4 done, in" in out
     assert f"Next: ablate report --runs {runs} --preset quick" in out
 
 
@@ -130,7 +131,7 @@ def test_export_prints_the_table_of_the_records(done, capsys):
 def test_status_counts_runs_by_how_they_ended(done, capsys):
     main(["status"])
     row = next(line for line in capsys.readouterr().out.splitlines() if "planted" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["planted", "1", "quick", "4", "0", "0"]
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["planted", "1", "quick", "4", "0", "0", "0", "0"]
 
 
 def test_list_names_studies_factors_and_levels(capsys):
@@ -142,14 +143,59 @@ def test_list_names_studies_factors_and_levels(capsys):
 def test_plan_writes_nothing_and_says_what_a_run_would_cost(capsys, tmp_path):
     assert main(["plan", "planted", "--workers", "2"]) == 0
     out = capsys.readouterr().out
-    assert "9 runs to do in 3 ensembles, about" in out
+    assert "9 runs to do in 2 ensembles, about" in out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fail_fast_stops_at_the_first_failure(capfd):
     arguments = ["run", "planted", "trouble=raises,slow", "--workers", "2", "--seeds", "2", "--fail-fast"]
     assert main(arguments) == 1
-    assert "2 failed" in capfd.readouterr().out
+    assert "1 failed. Why: `ablate export --runs runs`" in capfd.readouterr().out
+
+
+def test_retry_does_the_failed_runs_again_and_nothing_else(capsys, monkeypatch):
+    choice = ["planted", "trouble=raises", "--seeds", "2", "--workers", "1"]
+    assert main(["run", *choice]) == 1
+    assert main(["run", *choice]) == 1
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["retry", "--dry-run"]) == 0
+    assert "1 runs to do in 1 ensembles" in capsys.readouterr().out
+    before = Records("runs").table()
+    assert main(["retry", "--workers", "1"]) == 1
+    assert "now: 1 failed" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(Records("runs").table(), before)
+
+
+def test_retry_without_failures_says_so(done, capsys):
+    assert main(["retry"]) == 0
+    assert "No run of planted is on record as failed" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path):
+    assert main(["run", "planted", "--dry-run", "--workers", "2"]) == 0
+    assert "9 runs to do" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_knows_what_waits(done, capsys):
+    done.plan(run for runs in plan_study(planted.STUDY, "quick", [], 3, done, 1).runs.values() for run in runs)
+    main(["status"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "planted" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["planted", "1", "quick", "4", "0", "0", "0", "5"]
+
+
+def test_a_folder_that_cannot_be_written_ends_the_command_with_what_to_do(capsys, tmp_path):
+    (tmp_path / "runs").write_text("in the way")
+    assert main(["run", *CHOICE]) == 1
+    error = capsys.readouterr().err
+    assert "ablate: cannot write runs/planted" in error
+    assert "then repeat the command" in error
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(done, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["export", "--format", "parquet"]) == 1
+    assert "pip install 'recurve[parquet]'" in capsys.readouterr().err
 
 
 def test_commands_on_records_need_neither_torch_nor_studies():
@@ -165,7 +211,7 @@ def test_a_report_without_runs_says_how_to_make_some(capsys):
     assert "ablate run STUDY" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["list", "plan", "run", "status", "report", "export"])
+@pytest.mark.parametrize("command", ["list", "plan", "run", "retry", "status", "report", "export"])
 def test_help_shows_an_example_of_every_command(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

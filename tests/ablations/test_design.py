@@ -3,7 +3,15 @@
 import pytest
 from planted import DEFAULTS, STUDY
 
-from ablations.design import DesignError, choose_levels, one_factor_at_a_time
+from ablations.design import (
+    DesignError,
+    all_pairs,
+    choose_levels,
+    full_factorial,
+    listed,
+    one_factor_at_a_time,
+    preset_levels,
+)
 
 
 def test_one_factor_at_a_time_varies_one_factor_and_keeps_the_others_at_their_baseline():
@@ -24,13 +32,47 @@ def test_settings_are_the_presets_overlaid_by_the_levels():
     assert STUDY.settings("quick", wide) == DEFAULTS | {"width": 8}
 
 
-def test_words_choose_levels_and_other_factors_stay_at_their_baseline():
-    assert choose_levels(STUDY, "quick", ["width=eight,four"]) == {"width": ("eight", "four")}
+def test_words_choose_levels():
+    assert choose_levels(STUDY, ["width=eight,four"]) == {"width": ("eight", "four")}
 
 
-def test_without_words_a_preset_may_leave_levels_out():
-    chosen = choose_levels(STUDY, "quick", [])
+def test_a_preset_may_leave_levels_out():
+    chosen = preset_levels(STUDY, "quick")
     assert chosen == {"width": ("four", "eight"), "jitter": ("off", "on"), "trouble": ("none",)}
+
+
+def names(conditions):
+    return [str(condition).replace(" trouble=none", "") for condition in conditions]
+
+
+def test_a_full_factorial_has_every_combination_with_the_baselines():
+    conditions = full_factorial(STUDY, {"width": ("eight",), "jitter": ("off", "on")})
+    assert names(conditions) == [
+        "width=four jitter=off",
+        "width=four jitter=on",
+        "width=eight jitter=off",
+        "width=eight jitter=on",
+    ]
+
+
+def test_all_pairs_cross_any_two_factors_and_never_three():
+    conditions = all_pairs(STUDY, {"width": ("eight",), "jitter": ("on",), "trouble": ("slow",)})
+    changed = [sum(a != b for a, b in zip(c.levels, STUDY.baseline.levels, strict=True)) for c in conditions]
+    assert sorted(changed) == [0, 1, 1, 1, 2, 2, 2]
+
+
+def test_listed_conditions_set_the_levels_they_name():
+    conditions = listed(STUDY, ["width=eight+jitter=on", "jitter=on", "jitter=on"])
+    assert names(conditions) == ["width=four jitter=off", "width=eight jitter=on", "width=four jitter=on"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("width=four,eight", "names 2 levels; a listed condition has one"), ("width=eight+jitter", "names no level")],
+)
+def test_a_listed_condition_that_is_none_is_refused(word, message):
+    with pytest.raises(DesignError, match=message):
+        listed(STUDY, [word])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +86,7 @@ def test_without_words_a_preset_may_leave_levels_out():
 )
 def test_an_unknown_word_is_named_with_what_is_allowed(word, message):
     with pytest.raises(DesignError, match=message):
-        choose_levels(STUDY, "quick", [word])
+        choose_levels(STUDY, [word])
 
 
 def test_an_unknown_preset_is_named_with_what_is_allowed():

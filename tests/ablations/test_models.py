@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state
 
-from ablations.models import CELLS, HEADS, ConvNet, Forecaster
+from ablations.models import CELLS, HEADS, ConvNet, Dropout, Forecaster
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
@@ -83,10 +83,34 @@ def test_stacked_models_compute_and_learn_what_each_does_alone(make, inputs):
             torch.testing.assert_close(parameters[name].grad[member], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_dropout_zeroes_the_asked_for_share_anew_at_every_step_and_keeps_the_mean():
+    layer, ones = Dropout(0.3), torch.ones(200, 500)
+    layer.stream.fill_(7)
+    first, second = layer(ones), layer(ones)
+    assert (first == 0).double().mean().item() == pytest.approx(0.3, abs=0.005)  # 3.5 standard errors
+    assert first.mean().item() == pytest.approx(1, abs=0.01)
+    both = ((first == 0) & (second == 0)).double().mean().item()
+    assert both == pytest.approx(0.09, abs=0.005)
+    assert layer.eval()(ones).equal(ones)
+
+
+def test_dropout_in_an_ensemble_is_each_models_own():
+    layers = [Dropout(probability) for probability in (0.0, 0.5, 0.5)]
+    for stream, layer in enumerate(layers):
+        layer.stream.fill_(stream)
+    _, buffers = stack_module_state(layers)
+    inputs = torch.randn(3, 40, 8)
+    outputs = torch.vmap(lambda b, x: functional_call(layers[0], b, (x,)))(buffers, inputs)
+    for output, layer, x in zip(outputs, layers, inputs, strict=True):
+        assert output.equal(layer(x))
+    assert not (outputs[1] == 0).equal(outputs[2] == 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Forecaster("elman", 4, 1, 0, 7), "cell 'elman' is unknown; allowed are gru, lstm, rnn"),
+        (lambda: Dropout(1.0), "at least 0 and below 1, got 1.0"),
         (lambda: ConvNet(2, "mlp"), "head 'mlp' is unknown; allowed are dense, small, gap"),
     ],
 )

@@ -2,14 +2,29 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import planted
 import pytest
 from planted import STUDY, level
 
-from ablations.design import Factor, Level
-from ablations.plan import ENSEMBLE_LIMIT, duration, label, longest_first, plan_study, wall_seconds
+from ablations.design import DesignError, Factor, Level
+from ablations.plan import (
+    ENSEMBLE_LIMIT,
+    MEMORY_SHARE,
+    duration,
+    label,
+    longest_first,
+    plan_failed,
+    plan_study,
+    strongest_levels,
+    wall_seconds,
+)
 from ablations.records import Records, Result
+
+STUDY_WITH_SLOW = replace(
+    STUDY, presets={"quick": replace(STUDY.presets["quick"], levels={"trouble": ("none", "slow")})}
+)
 
 
 @pytest.fixture
@@ -18,7 +33,7 @@ def records(tmp_path):
 
 
 def sizes(plan):
-    return [len(job.configurations) for jobs in plan.jobs.values() for job in jobs]
+    return [len(job.configurations) for job in plan.jobs]
 
 
 def test_the_baseline_and_the_named_levels_are_planned(records):
@@ -39,10 +54,65 @@ def test_runs_that_are_done_are_left_out(records):
     assert [job.seed for job in plan.to_do[STUDY.baseline]] == [0, 2]
 
 
-def test_runs_that_failed_are_planned_again(records):
+def test_runs_that_failed_are_planned_when_asked_for_only(records):
     run = plan_study(STUDY, "quick", [], None, records, workers=1).runs[STUDY.baseline][1]
     records.save(run, Result("failed", {}, "planted"), environment={})
-    assert run in plan_study(STUDY, "quick", [], None, records, workers=1).to_do[STUDY.baseline]
+    plan = plan_study(STUDY, "quick", [], None, records, workers=1)
+    assert run not in plan.to_do[STUDY.baseline]
+    assert plan.failed == 1
+    (again,) = plan_failed(STUDY, records, workers=1)
+    assert again.preset == "quick"
+    assert again.to_do == {STUDY.baseline: (run,)}
+    assert [job.configurations for job in again.jobs] == [(run,)]
+
+
+def test_runs_whose_shapes_agree_train_together_across_conditions(records):
+    plan = plan_study(STUDY, "quick", ["jitter=on", "width=eight"], 3, records, workers=1)
+    assert sorted(sizes(plan)) == [3, 6]
+    together = max(plan.jobs, key=lambda job: len(job.configurations))
+    assert {run.levels["jitter"] for run in together.configurations} == {"on", "off"}
+    assert together.label == "baseline and 1 of its shape"
+
+
+def test_memory_decides_how_many_train_at_once(records, monkeypatch):
+    plan = plan_study(STUDY, "smoke", [], 16, records, workers=1)
+    assert sizes(plan) == [16, 16, 16] or sizes(plan) == [32, 16]
+    bytes_per_run = plan.measured(1).costs[STUDY.baseline].bytes_per_run
+    free = SimpleNamespace(available=int(4.5 * bytes_per_run / MEMORY_SHARE))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    assert all(size <= 4 for size in sizes(plan.measured(1)))
+    assert all(size <= 2 for size in sizes(plan.measured(2)))
+
+
+def save_done(records, words, errors, seeds=2):
+    """One-factor runs whose errors are given by label."""
+    plan = plan_study(STUDY, "quick", words, seeds, records, workers=1)
+    for condition, runs in plan.runs.items():
+        for run in runs:
+            error = errors[label(STUDY, condition)] + run.seed
+            records.save(run, Result("done", {"error": error}), environment={})
+
+
+def test_the_design_pairs_crosses_the_strongest_factors_on_record(records):
+    errors = {"baseline": 0.5, "width=eight": 0.4, "jitter=on": 0.9, "trouble=slow": 0.51}
+    save_done(records, ["width=eight", "jitter=on", "trouble=slow"], errors)
+    assert strongest_levels(STUDY_WITH_SLOW, "quick", records, 2) == {"jitter": ("on",), "width": ("eight",)}
+    plan = plan_study(STUDY_WITH_SLOW, "quick", [], 2, records, 1, design="pairs", strongest=2)
+    names = [label(STUDY, condition) for condition, runs in plan.to_do.items() if runs]
+    assert names == ["width=eight jitter=on"]
+
+
+def test_the_design_pairs_says_what_it_lacks(records):
+    with pytest.raises(DesignError, match=r"on record are 0 factors. Run `ablate run planted --preset quick` first"):
+        plan_study(STUDY, "quick", [], 2, records, 1, design="pairs")
+
+
+def test_designs_may_be_factorial_or_listed(records):
+    crossed = plan_study(STUDY, "quick", ["width=eight", "jitter=on"], 1, records, 1, design="factorial")
+    words = ["width=eight+jitter=on"]
+    named = plan_study(STUDY, "quick", words, 1, records, 1, design="list")
+    assert [label(STUDY, c) for c in crossed.runs] == ["baseline", "jitter=on", "width=eight", "width=eight jitter=on"]
+    assert [label(STUDY, c) for c in named.runs] == ["baseline", "width=eight jitter=on"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +125,7 @@ def test_ensembles_are_large_but_leave_no_worker_idle(records, workers, seeds, e
 
 
 def test_a_measured_plan_prices_every_job(records):
-    plan = plan_study(STUDY, "smoke", ["width=eight"], None, records, workers=1).measured()
+    plan = plan_study(STUDY, "smoke", ["width=eight"], None, records, workers=1).measured(1)
     jobs = longest_first([plan])
     assert [job.seconds for job in jobs] == sorted((job.seconds for job in jobs), reverse=True)
     assert wall_seconds(jobs, workers=1) == pytest.approx(sum(job.seconds for job in jobs))
@@ -63,7 +133,7 @@ def test_a_measured_plan_prices_every_job(records):
 
 
 def test_a_condition_that_cannot_be_measured_is_still_planned(records):
-    plan = plan_study(STUDY, "smoke", ["trouble=raises"], 2, records, workers=1).measured()
+    plan = plan_study(STUDY, "smoke", ["trouble=raises"], 2, records, workers=1).measured(1)
     costs = {label(STUDY, condition): cost for condition, cost in plan.costs.items()}
     assert costs["trouble=raises"] is None
     assert sizes(plan) == [2, 2]
