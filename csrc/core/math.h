@@ -7,6 +7,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "macros.h"
 
 namespace recurve {
@@ -32,15 +36,15 @@ template <>
 struct ExpConstants<float> {
   static constexpr float lowest = -87.0f, highest = 88.0f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int mantissa_bits = 23, exponent_bias = 127, degree = 7;
+  static constexpr float round_shift = 12582912.0f + 127;  // 1.5 * 2^23 + the bias of an exponent
+  static constexpr int mantissa_bits = 23, degree = 7;
 };
 template <>
 struct ExpConstants<double> {
   static constexpr double lowest = -708.0, highest = 709.0;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
-  static constexpr double round_shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int mantissa_bits = 52, exponent_bias = 1023, degree = 13;
+  static constexpr double round_shift = 6755399441055744.0 + 1023;  // 1.5 * 2^52 + the bias of an exponent
+  static constexpr int mantissa_bits = 52, degree = 13;
 };
 
 template <class T>
@@ -66,39 +70,57 @@ struct ExpParts {
   V scale, fraction;  // exp(y) = scale + scale * fraction
 };
 
+// The larger or smaller of a bound and y; of not-a-number, y. One instruction, which compilers miss for AVX-512.
+template <class V>
+RECURVE_INLINE V at_least(typename Real<V>::Scalar bound, V y) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && sizeof(bound) == 4)
+    return (V)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(bound), (__m512)y);
+#endif
+  return y < bound ? V{} + bound : y;
+}
+template <class V>
+RECURVE_INLINE V at_most(typename Real<V>::Scalar bound, V y) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && sizeof(bound) == 4)
+    return (V)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)y);
+#endif
+  return y > bound ? V{} + bound : y;
+}
+
+// For y within [lowest, highest]. Adding round_shift rounds to an integer and leaves it, biased, in the last bits of
+// the sum: shifted to their place they are the exponent of 2^n.
 template <class V>
 RECURVE_INLINE ExpParts<V> exp_parts(V y) {
   using T = typename Real<V>::Scalar;
   using Bits = typename Real<V>::Bits;
   using C = ExpConstants<T>;
-  // Comparisons written so that NaN passes through.
-  y = y < C::lowest ? V{} + C::lowest : y;
-  y = y > C::highest ? V{} + C::highest : y;
   const V shifted = y * static_cast<T>(1.44269504088896340736) + C::round_shift;
   const V n = shifted - C::round_shift;
   const V r = (y - n * C::ln2_high) - n * C::ln2_low;
-  const V one = V{} + static_cast<T>(1);
-  const V series = expm1_over_r<C::degree - 1>(r, one * inverse_factorial<T>(C::degree));
-  const Bits exponent = __builtin_bit_cast(Bits, shifted) - __builtin_bit_cast(Bits, one * C::round_shift);
-  const Bits scale = (exponent + C::exponent_bias) << C::mantissa_bits;
+  const V series = expm1_over_r<C::degree - 1>(r, V{} + inverse_factorial<T>(C::degree));
+  const Bits scale = __builtin_bit_cast(Bits, shifted) << C::mantissa_bits;
   return {__builtin_bit_cast(V, scale), series * r};
 }
 
 template <class V>
 RECURVE_INLINE V sigmoid(V x) {
   using T = typename Real<V>::Scalar;
-  const ExpParts<V> e = exp_parts(-x);
+  using C = ExpConstants<T>;
+  const ExpParts<V> e = exp_parts(at_least(C::lowest, at_most(C::highest, -x)));
   return static_cast<T>(1) / ((e.scale + static_cast<T>(1)) + e.scale * e.fraction);
 }
 
 template <class V>
 RECURVE_INLINE V tanh(V x) {
   using T = typename Real<V>::Scalar;
-  const V magnitude = x < static_cast<T>(0) ? -x : x;
-  const ExpParts<V> e = exp_parts(magnitude * static_cast<T>(-2));
+  using Bits = typename Real<V>::Bits;
+  const Bits signs = __builtin_bit_cast(Bits, -V{}), bits = __builtin_bit_cast(Bits, x);
+  const V negative = __builtin_bit_cast(V, bits | signs);
+  const ExpParts<V> e = exp_parts(at_least(ExpConstants<T>::lowest, negative + negative));
   const V expm1 = e.scale * e.fraction + (e.scale - static_cast<T>(1));
-  const V t = -expm1 / (expm1 + static_cast<T>(2));
-  return x < static_cast<T>(0) ? -t : t;
+  const Bits magnitude = __builtin_bit_cast(Bits, expm1 / (expm1 + static_cast<T>(2))) & ~signs;
+  return __builtin_bit_cast(V, magnitude | (bits & signs));
 }
 
 }  // namespace recurve

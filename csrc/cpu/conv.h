@@ -65,7 +65,7 @@ void pad_image(const ConvShape& s, const Grid& grid, const T* image, T* padded) 
 template <class T, int G>
 void multiply_pixels(const T* matrix, int64_t rows, int64_t depth, const T* base, const int64_t* offsets, const T* bias,
                      T* out, int64_t out_stride) {
-  for_row_tiles<most_rows<G>>(0, rows, [&]<int R>(int64_t first) {
+  for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t first) {
     Vector<T> acc[R][G];
     const T* a[R];
     RECURVE_UNROLL
@@ -108,30 +108,23 @@ RECURVE_INLINE V larger(V a, V b) {
   return (b > a) | (b != b) ? b : a;  // NaN wins, and of equals the first
 }
 
-template <class T>
-using Indices = typename Real<Vector<T>>::Bits;
-
 // Lanes first, first + 2, ... of two vectors in a row.
-template <class T>
-RECURVE_INLINE Vector<T> every_second(Vector<T> a, Vector<T> b, int first) {
-  Indices<T> which;
-  for (int i = 0; i < lanes<T>; ++i) which[i] = 2 * i + first;
-  return __builtin_shuffle(a, b, which);
+template <class T, int first, int... L>
+RECURVE_INLINE Vector<T> every_second(Vector<T> a, Vector<T> b, std::integer_sequence<int, L...>) {
+  return shuffle<T>(a, b, std::integer_sequence<int, 2 * L + first...>{});
 }
 
 // The vector whose even lanes are from `even` and odd ones from `odd`, taken from lane `first` on.
-template <class T>
-RECURVE_INLINE Vector<T> interleaved(Vector<T> even, Vector<T> odd, int first) {
-  Indices<T> which;
-  for (int i = 0; i < lanes<T>; ++i) which[i] = first + i / 2 + (i % 2) * lanes<T>;
-  return __builtin_shuffle(even, odd, which);
+template <class T, int first, int... L>
+RECURVE_INLINE Vector<T> interleaved(Vector<T> even, Vector<T> odd, std::integer_sequence<int, L...>) {
+  return shuffle<T>(even, odd, std::integer_sequence<int, first + L / 2 + L % 2 * static_cast<int>(lanes<T>)...>{});
 }
 
 // Stores the lanes of both in turn, `count` at most.
 template <class T>
 RECURVE_INLINE void store_pair(T* to, Vector<T> even, Vector<T> odd, int64_t count) {
-  store(to, interleaved<T>(even, odd, 0), count);
-  if (count > lanes<T>) store(to + lanes<T>, interleaved<T>(even, odd, lanes<T> / 2), count - lanes<T>);
+  store(to, interleaved<T, 0>(even, odd, Lanes<T>{}), count);
+  if (count > lanes<T>) store(to + lanes<T>, interleaved<T, lanes<T> / 2>(even, odd, Lanes<T>{}), count - lanes<T>);
 }
 
 template <class T>
@@ -140,8 +133,8 @@ struct Window2x2 {
 
   Window2x2(const T* upper, const T* lower) {
     const Vector<T> u0 = load(upper), u1 = load(upper + lanes<T>), l0 = load(lower), l1 = load(lower + lanes<T>);
-    upper_left = every_second<T>(u0, u1, 0), upper_right = every_second<T>(u0, u1, 1);
-    lower_left = every_second<T>(l0, l1, 0), lower_right = every_second<T>(l0, l1, 1);
+    upper_left = every_second<T, 0>(u0, u1, Lanes<T>{}), upper_right = every_second<T, 1>(u0, u1, Lanes<T>{});
+    lower_left = every_second<T, 0>(l0, l1, Lanes<T>{}), lower_right = every_second<T, 1>(l0, l1, Lanes<T>{});
   }
 };
 
@@ -293,7 +286,7 @@ T backward_pixels(const ConvShape& s, const Grid& grid, const T* pre, T* activat
 template <class T, int G>
 void add_weight_gradient(const Grid& grid, const T* padded, const int64_t* offsets, const T* dpre, int64_t stride,
                          T* dweight) {
-  for_row_tiles<most_rows<G>>(0, grid.depth, [&]<int R>(int64_t k0) {
+  for_row_tiles<most_rows<G>>(grid.depth, [&]<int R>(int64_t k0) {
     Vector<T> acc[R][G];
     RECURVE_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -320,7 +313,7 @@ void add_weight_gradient_by_dots(const Grid& grid, const T* padded, const int64_
                                  int64_t dpre_stride, int64_t stride, T* dweight) {
   const int64_t whole = grid.columns / lanes<T> * lanes<T>;
   for (int64_t o = 0; o < grid.outputs; ++o)
-    for_row_tiles<8>(0, grid.depth, [&]<int R>(int64_t k0) {
+    for_row_tiles<8>(grid.depth, [&]<int R>(int64_t k0) {
       Vector<T> acc[R];
       T rest[R];
       for (int r = 0; r < R; ++r) acc[r] = zero_vector<T>(), rest[r] = 0;

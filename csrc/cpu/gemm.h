@@ -40,121 +40,122 @@ RECURVE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b;
 RECURVE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RECURVE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t gemm_depth = 128;   // of a packed block
-constexpr int64_t gemm_columns = 32;  // vectors in a block's width
-constexpr int64_t gemm_rows = 384;    // of a block whose part of `a` is packed
-constexpr int64_t gemm_tall = 768;    // of a block that reads `a` in place
+constexpr int64_t gemm_depth = 1024;      // most of K that is packed at once
+constexpr int64_t gemm_rows = 96;         // of a task: its part of `a` stays in the second-level cache
+constexpr int64_t gemm_serial = 1 << 16;  // multiply-adds that no second thread speeds up
 
-// Packs rows [k0, k0 + K) and columns [n0, n1) of b into panels of G vectors: to[panel][k][lane], zero past n1.
+// Packs rows [k0, k0 + K) of b's columns [first, first + G vectors) into to[k][lane], zero past N.
 template <class T, int G>
-void pack_columns(const Gemm<T>& g, const T* b, int64_t k0, int64_t K, int64_t n0, int64_t n1, T* to) {
-  constexpr int64_t width = G * lanes<T>, chunk = 16;
-  for (int64_t first = n0; first < n1; first += width, to += K * width) {
-    const int64_t count = least(width, n1 - first);
-    if (count < width) __builtin_memset(to, 0, width * K * sizeof(T));
-    if (g.b_column == 1) {
-      for (int64_t k = 0; k < K; ++k)
-        __builtin_memcpy(to + k * width, b + (k0 + k) * g.b_row + first, count * sizeof(T));
-      continue;
-    }
-    for (int64_t c = 0; c < K; c += chunk)  // a chunk of the panel stays in the first-level cache
-      for (int64_t n = 0; n < count; ++n)
-        for (int64_t k = c; k < least(K, c + chunk); ++k)
-          to[k * width + n] = b[(k0 + k) * g.b_row + (first + n) * g.b_column];
+void pack_panel(const Gemm<T>& g, int64_t model, int64_t k0, int64_t K, int64_t first, T* to) {
+  constexpr int64_t width = G * lanes<T>;
+  const T* b = g.b + model * g.b_batch + k0 * g.b_row + first * g.b_column;
+  const int64_t count = least(width, g.N - first);
+  if (g.b_column != 1) {
+    for (int64_t n = 0; n < width; n += lanes<T>)
+      transpose_rows(b + n * g.b_column, g.b_column, least(lanes<T>, count - n), K, to + n, width);
+    return;
+  }
+  for (int64_t k = 0; k < K; ++k, to += width) {
+    for (int i = 0; i < G; ++i)
+      store(to + i * lanes<T>,
+            i * lanes<T> < count ? load(b + k * g.b_row + i * lanes<T>, count - i * lanes<T>) : zero_vector<T>());
   }
 }
 
-// One block of C: rows [m0, m1), columns [n0, n1), all of K.
+// The panels of one model's b: the first vector of each row, and how far apart rows and panels are.
+template <class T>
+struct Panels {
+  const T* first;
+  int64_t row, panel;
+};
+
+// Rows [m0, m0 + rows) of C, panels [p0, p1): adds the product over [k0, k0 + K).
 template <class T, int G>
-void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t rows, int64_t p0, int64_t p1, int64_t k0,
+                int64_t K, const Panels<T>& panels) {
   constexpr int64_t width = G * lanes<T>;
-  const T* a = g.a + model * g.a_batch;
-  const T* b = g.b + model * g.b_batch;
-  T* c = g.c + model * g.c_batch;
-  const T* bias = g.bias == nullptr ? nullptr : g.bias + model * g.bias_batch;
-  const int64_t rows = m1 - m0, panels = divide_up(n1 - n0, width), depth = least(gemm_depth, g.K);
-  const bool by_row = g.a_column == 1;  // rows of `a` are read in place; else its block is packed by k
-  const bool b_in_place = g.b_column == 1 && rows <= most_rows<G> && (n1 - n0) % width == 0;
-  Scratch<T> packed_a(by_row ? 0 : rows * depth), packed_b(b_in_place ? 0 : panels * width * depth);
-  for (int64_t k0 = 0; k0 < g.K || k0 == 0; k0 += gemm_depth) {
-    const int64_t K = least(gemm_depth, g.K - k0);
-    if (!by_row)
-      for_row_tiles<most_rows<G>>(0, rows, [&]<int R>(int64_t m) {
-        T* to = packed_a + m * K;
-        const T* from = a + (m0 + m) * g.a_row + k0 * g.a_column;
-        for (int64_t k = 0; k < K; ++k, from += g.a_column, to += R) {
-          if (g.a_row == 1)
-            __builtin_memcpy(to, from, R * sizeof(T));
-          else
-            for (int r = 0; r < R; ++r) to[r] = from[r * g.a_row];
-        }
-      });
-    if (!b_in_place) pack_columns<T, G>(g, b, k0, K, n0, n1, packed_b.get());
-    const bool fresh = k0 == 0 && !g.accumulate;
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t first = n0 + p * width;
-      const T* panel = b_in_place ? b + k0 * g.b_row + first : packed_b + p * width * K;
-      const int64_t stride = b_in_place ? g.b_row : width;
-      for_row_tiles<most_rows<G>>(0, rows, [&]<int R>(int64_t m) {
-        Vector<T> acc[R][G];
+  const T* a = g.a + model * g.a_batch + m0 * g.a_row + k0 * g.a_column;
+  const T* bias = g.bias == nullptr || k0 > 0 ? nullptr : g.bias + model * g.bias_batch;
+  const bool by_row = g.a_column == 1, adds = k0 > 0 || g.accumulate;
+  T* c = g.c + model * g.c_batch + m0 * g.c_row;
+  Scratch<T> columns(by_row ? 0 : rows * K);
+  if (!by_row)
+    for (int64_t k = 0; k < K; ++k) __builtin_memcpy(columns + k * rows, a + k * g.a_column, rows * sizeof(T));
+  for (int64_t p = p0; p < p1; ++p) {
+    const T* panel = panels.first + p * panels.panel;
+    const int64_t stride = panels.row;
+    for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t m) {
+      Vector<T> acc[R][G] = {};
+      if (by_row) {
         const T* a_rows[R];
+        for (int r = 0; r < R; ++r) a_rows[r] = a + (m + r) * g.a_row;
+        product<T, R, G>(acc, a_rows, panel, stride, K);
+      } else {
+        product_by_column<T, R, G>(acc, columns + m, rows, panel, stride, K);
+      }
+      RECURVE_UNROLL
+      for (int r = 0; r < R; ++r) {
         RECURVE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          a_rows[r] = a + (m0 + m + r) * g.a_row + k0;
-          RECURVE_UNROLL
-          for (int i = 0; i < G; ++i) acc[r][i] = zero_vector<T>();
+        for (int i = 0; i < G; ++i) {
+          const int64_t n = p * width + i * lanes<T>, count = g.N - n;
+          if (count <= 0) continue;
+          T* to = c + (m + r) * g.c_row + n;
+          Vector<T> sum = acc[r][i];
+          if (adds)
+            sum += load(to, count);
+          else if (bias != nullptr)
+            sum += load(bias + n, count);
+          store(to, sum, count);
         }
-        if (by_row)
-          product<T, R, G>(acc, a_rows, panel, stride, K);
-        else
-          product_by_depth<T, R, G>(acc, packed_a + m * K, panel, stride, K);
-        RECURVE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          RECURVE_UNROLL
-          for (int i = 0; i < G; ++i) {
-            const int64_t n = first + i * lanes<T>, count = n1 - n;
-            if (count <= 0) continue;
-            T* to = c + (m0 + m + r) * g.c_row + n;
-            Vector<T> sum = acc[r][i];
-            if (!fresh)
-              sum += load(to, count);
-            else if (bias != nullptr)
-              sum += load(bias + n, count);
-            store(to, sum, count);
-          }
-        }
+      }
+    });
+  }
+}
+
+template <class T, int G>
+void gemm_panels(const Gemm<T>& g, const Parallel& parallel) {
+  constexpr int64_t width = G * lanes<T>;
+  const int64_t panels = divide_up(g.N, width), chunks = most(1, divide_up(g.K, gemm_depth));
+  const int64_t depth = most(1, divide_up(g.K, chunks));
+  const int64_t m_blocks = divide_up(g.M, gemm_rows), rows = divide_up(g.M, m_blocks);
+  const int64_t wanted = divide_up(2 * parallel.threads, g.batch * m_blocks);
+  const int64_t p_step = divide_up(panels, least(panels, wanted)), p_blocks = divide_up(panels, p_step);
+  const bool in_place = g.b_column == 1 && g.N % width == 0 && g.M <= most_rows<G>;  // packing would not pay
+  Scratch<T> packed(in_place ? 0 : g.batch * panels * width * depth);
+  for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += depth) {
+    const int64_t K = least(depth, g.K - k0);
+    if (!in_place)
+      parallel_for(parallel, g.batch * panels, [&](int64_t task) {
+        pack_panel<T, G>(g, task / panels, k0, K, task % panels * width, packed + task * width * K);
       });
-    }
+    parallel_for(parallel, g.batch * m_blocks * p_blocks, [&](int64_t task) {
+      const int64_t p0 = task % p_blocks * p_step, m0 = task / p_blocks % m_blocks * rows;
+      const int64_t model = task / p_blocks / m_blocks;
+      const Panels<T> b = in_place ? Panels<T>{g.b + model * g.b_batch + k0 * g.b_row, g.b_row, width}
+                                   : Panels<T>{packed + model * panels * width * K, width, width * K};
+      gemm_block<T, G>(g, model, m0, least(rows, g.M - m0), p0, least(panels, p0 + p_step), k0, K, b);
+    });
   }
 }
 
 template <class T>
 void gemm_wide(const Gemm<T>& g, const Parallel& parallel) {
-  const int64_t n_step = least(g.N, gemm_columns * lanes<T>), n_blocks = divide_up(g.N, n_step);
-  const int64_t vectors = divide_up(n_step, lanes<T>);
-  int64_t m_step = g.a_column == 1 ? gemm_tall : gemm_rows;
-  while (m_step > 24 && g.batch * n_blocks * divide_up(g.M, m_step) < 2 * parallel.threads) m_step /= 2;
-  const int64_t m_blocks = divide_up(g.M, m_step);
-  parallel_for(parallel, g.batch * m_blocks * n_blocks, [&](int64_t task) {
-    const int64_t n = task % n_blocks, m = task / n_blocks % m_blocks, model = task / n_blocks / m_blocks;
-    const int64_t m0 = m * m_step, m1 = least(g.M, m0 + m_step);
-    const int64_t n0 = n * n_step, n1 = least(g.N, n0 + n_step);
-    switch (vectors) {
-      case 1:
-        return gemm_block<T, 1>(g, model, m0, m1, n0, n1);
-      case 2:
-        return gemm_block<T, 2>(g, model, m0, m1, n0, n1);
-      case 3:
-        return gemm_block<T, 3>(g, model, m0, m1, n0, n1);
-      default:
-        return gemm_block<T, 4>(g, model, m0, m1, n0, n1);
-    }
-  });
+  switch (divide_up(g.N, lanes<T>)) {
+    case 1:
+      return gemm_panels<T, 1>(g, parallel);
+    case 2:
+      return gemm_panels<T, 2>(g, parallel);
+    case 3:
+      return gemm_panels<T, 3>(g, parallel);
+    default:
+      return gemm_panels<T, 4>(g, parallel);
+  }
 }
 
 template <class T>
-void gemm(const Gemm<T>& g, const Parallel& parallel) {
+void gemm(const Gemm<T>& g, const Parallel& all) {
   if (g.batch == 0 || g.M == 0 || g.N == 0) return;
+  const Parallel parallel{g.batch * g.M * g.N * g.K < gemm_serial ? 1 : all.threads, all.run};
   if (g.N >= lanes<T> || g.N >= g.M || g.bias != nullptr) return gemm_wide(g, parallel);
   // Few columns would leave most of a vector idle: the transposed product fills it.
   Scratch<T> transposed(g.batch * g.N * g.M);

@@ -5,6 +5,8 @@
 // not depend on the rows beside it, so results are the same for any number of threads.
 #pragma once
 
+#include <numeric>
+
 #include "gemm.h"
 
 namespace recurve {
@@ -26,10 +28,12 @@ RECURVE_INLINE RowStep row_step(const SequenceShape& s, int64_t t, int64_t b) {
   return {t < length, t == start, t == end, s.resets != nullptr && s.resets[t * s.batch + b]};
 }
 
-// Rows of one model, [first, first + count), as tasks: all models, and as many parts of each as threads need.
+// Rows of one model, [first, first + count), as tasks: all models, in parts where the models alone would leave threads
+// idle.
 template <class F>
 void for_row_parts(const SequenceShape& s, const Parallel& parallel, F&& f) {
-  int64_t parts = most(1, least(s.batch, divide_up(parallel.threads, most(1, s.models))));
+  const int64_t even = parallel.threads / std::gcd<int64_t>(parallel.threads, s.models);
+  int64_t parts = least(s.batch, s.models < 4 * parallel.threads ? even : 1);
   const int64_t rows = divide_up(s.batch, parts);
   parts = divide_up(s.batch, rows);
   parallel_for(parallel, s.models * parts, [&](int64_t task) {
@@ -49,12 +53,10 @@ void pack_forward(const SequenceForward<T>& s, T* packed, const Parallel& parall
     const T* w = s.w_hh + model * GATES * H * H;
     T* panel = packed + task * H * GATES * width;
     const int64_t units = least(width, H - block * width);
-    if (units < width) __builtin_memset(panel, 0, H * GATES * width * sizeof(T));
     for (int64_t gate = 0; gate < GATES; ++gate)
-      for (int64_t unit = 0; unit < units; ++unit) {
-        const T* row = w + (gate * H + block * width + unit) * H;
-        for (int64_t k = 0; k < H; ++k) panel[(k * GATES + gate) * width + unit] = row[k];
-      }
+      for (int64_t unit = 0; unit < width; unit += lanes<T>)
+        transpose_rows(w + (gate * H + block * width + unit) * H, H, least(lanes<T>, units - unit), H,
+                       panel + gate * width + unit, GATES * width);
   });
 }
 
@@ -153,12 +155,14 @@ void forward_rows(const SequenceForward<T>& s, const T* packed, int64_t model, i
     }
     for (int64_t unit0 = 0; unit0 < H; unit0 += width) {
       const T* panel = packed + (model * divide_up(H, width) * width + unit0) * GATES * H;
-      for_row_tiles<most_rows<(P < 4 ? P : 4)>>(0, rows, [&]<int R>(int64_t r0) {
+      for_row_tiles<most_rows<(P < 4 ? P : 4)>>(rows, [&]<int R>(int64_t r0) {
         Vector<T> acc[R][P];
         RECURVE_UNROLL
         for (int r = 0; r < R; ++r) {
           RECURVE_UNROLL
           for (int p = 0; p < P; ++p) acc[r][p] = zero_vector<T>();
+          const T* gates = s.gates + row_at(t, row0 + r0 + r) * GATES * H + unit0;
+          for (int g = 0; g < GATES; ++g) prefetch<U>(gates + g * H);
         }
         product<T, R, P>(acc, h_before + r0, panel, P * lanes<T>, H);
         for (int r = 0; r < R; ++r) {
@@ -168,6 +172,8 @@ void forward_rows(const SequenceForward<T>& s, const T* packed, int64_t model, i
           for (int u = 0; u < U; ++u) {
             const int64_t unit = unit0 + u * lanes<T>, count = H - unit;
             if (count <= 0) break;
+            Vector<T> gate_products[GATES];
+            for (int g = 0; g < GATES; ++g) gate_products[g] = acc[r][g * U + u];
             const ForwardUnit<T> at{s.gates + row * GATES * H + unit,
                                     aux == nullptr ? nullptr : aux + unit,
                                     s.y + row * H + unit,
@@ -176,8 +182,6 @@ void forward_rows(const SequenceForward<T>& s, const T* packed, int64_t model, i
                                     s.bias_n == nullptr ? nullptr : s.bias_n + model * H + unit,
                                     H,
                                     count};
-            Vector<T> gate_products[GATES];
-            for (int g = 0; g < GATES; ++g) gate_products[g] = acc[r][g * U + u];
             CellForward::finish(s, at, gate_products);
           }
         }
@@ -330,12 +334,18 @@ void backward_rows(const SequenceBackward<T>& s, const T* packed, int64_t model,
     }
     for (int64_t unit0 = 0; unit0 < H; unit0 += width) {
       const T* panel = packed + model * divide_up(H, width) * width * gates + unit0 * gates;
-      for_row_tiles<most_rows<G>>(0, rows, [&]<int R>(int64_t r0) {
+      for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t r0) {
         Vector<T> acc[R][G];
         RECURVE_UNROLL
         for (int r = 0; r < R; ++r) {
           RECURVE_UNROLL
           for (int g = 0; g < G; ++g) acc[r][g] = zero_vector<T>();
+          if (step < 0) continue;
+          const int64_t row = row_at(t, row0 + r0 + r);
+          for (int g = 0; g < gate_count(shape.cell); ++g) prefetch<G>(s.gates + row * gates + g * H + unit0);
+          if (s.aux != nullptr) prefetch<G>(s.aux + row * H + unit0);
+          if (has_cell) prefetch<G>(c_before[r0 + r] + unit0);
+          if (s.dy != nullptr) prefetch<G>(s.dy + row * H + unit0);
         }
         if (step < T_ - 1) product<T, R, G>(acc, from_gates + r0, panel, width, gates);
         for (int r = 0; r < R; ++r) {

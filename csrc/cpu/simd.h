@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -122,6 +123,13 @@ RECURVE_INLINE void store(T* to, Vector<T> v, int64_t count) {
     store_part(to, v, count);
 }
 
+// Asks for G vectors that will be read soon.
+template <int G, class T>
+RECURVE_INLINE void prefetch(const T* from) {
+  RECURVE_UNROLL
+  for (int g = 0; g < G; ++g) __builtin_prefetch(from + g * lanes<T>);
+}
+
 // Products of a tile: acc[r][g] += sum over k of a(r, k) * w(k)[g], where `a(r, k)` gives one element of R rows and
 // `w(k)` the address of G vectors. The sum runs in blocks, each summed by itself: its rounding error stays that of a
 // block where one long chain would let it grow with K.
@@ -174,11 +182,12 @@ RECURVE_INLINE void product_at_offsets(Vector<T> (&acc)[R][G], const T* const* a
       acc, [&](int r, int64_t k) { return a[r][k]; }, [&](int64_t k) { return w + offsets[k]; }, K);
 }
 
-// `a` by k, element (r, k) at a[k * R + r], against vectors `stride` elements apart; K is at most a block.
+// Columns of `a`, element (r, k) at a[k * a_stride + r], against vectors `stride` elements apart.
 template <class T, int R, int G>
-RECURVE_INLINE void product_by_depth(Vector<T> (&acc)[R][G], const T* a, const T* w, int64_t stride, int64_t K) {
-  accumulate<T, R, G>(
-      acc, [&](int r, int64_t k) { return a[k * R + r]; }, [&](int64_t k) { return w + k * stride; }, 0, K);
+RECURVE_INLINE void product_by_column(Vector<T> (&acc)[R][G], const T* a, int64_t a_stride, const T* w, int64_t stride,
+                                      int64_t K) {
+  accumulate_blocks<T, R, G>(
+      acc, [&](int r, int64_t k) { return a[k * a_stride + r]; }, [&](int64_t k) { return w + k * stride; }, K);
 }
 
 // Rows that a tile of G vectors can hold in registers, beside the panel's vectors.
@@ -190,14 +199,75 @@ constexpr int most_rows = RECURVE_VECTOR_REGISTERS == 32 ? (G <= 2   ? 12
                                                             : G == 3 ? 4
                                                                      : 3);
 
-// Calls tile.template operator()<R>(first) over `rows` rows, R at a time, in the largest tiles that fit.
+// Heights of tiles that are compiled.
+constexpr bool is_tile_height(int64_t rows) { return rows <= 6 || rows == 8 || rows == 12; }
+
 template <int R, class Tile>
-RECURVE_INLINE void for_row_tiles(int64_t first, int64_t rows, const Tile& tile) {
-  for (; rows - first >= R; first += R) tile.template operator()<R>(first);
-  if constexpr (R > 4) {
-    for_row_tiles<4>(first, rows, tile);
-  } else if constexpr (R > 1) {
-    for_row_tiles<(R > 2 ? 2 : 1)>(first, rows, tile);
+RECURVE_INLINE void call_tile(int64_t height, int64_t first, const Tile& tile) {
+  if constexpr (is_tile_height(R)) {
+    if (height == R) return tile.template operator()<R>(first);
+  }
+  if constexpr (R > 1) call_tile<R - 1>(height, first, tile);
+}
+
+// Calls tile.template operator()<R>(first) over `rows` rows, in as few tiles of at most MAX rows as can be, about
+// equally high: a low last tile would wait for memory.
+template <int MAX, class Tile>
+RECURVE_INLINE void for_row_tiles(int64_t rows, const Tile& tile) {
+  for (int64_t first = 0, height; first < rows; first += height) {
+    const int64_t rest = rows - first, tiles = (rest + MAX - 1) / MAX;
+    height = (rest + tiles - 1) / tiles;
+    while (height < rest && height < MAX && !is_tile_height(height)) ++height;
+    while (!is_tile_height(height)) --height;
+    call_tile<MAX>(height, first, tile);
+  }
+}
+
+template <class T>
+using Lanes = std::make_integer_sequence<int, static_cast<int>(lanes<T>)>;
+
+// The lanes of a and b that `I` names; those of b follow those of a.
+template <class T, int... I>
+RECURVE_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, typename Real<Vector<T> >::Bits{I...});
+#endif
+}
+
+// Exchanges, between rows D apart, the lanes that have not the row's own bit D: one step of a transposition.
+template <class T, int D, int... L>
+RECURVE_INLINE void exchange(Vector<T>* rows, std::integer_sequence<int, L...>) {
+  using Low = std::integer_sequence<int, ((L & D) == 0 ? L : lanes<T> + L - D)...>;
+  using High = std::integer_sequence<int, ((L & D) == 0 ? L + D : lanes<T> + L)...>;
+  RECURVE_UNROLL
+  for (int r = 0; r < lanes<T>; ++r) {
+    if (r & D) continue;
+    const Vector<T> a = rows[r], b = rows[r + D];
+    rows[r] = shuffle<T>(a, b, Low{});
+    rows[r + D] = shuffle<T>(a, b, High{});
+  }
+}
+
+// Transposes as many rows as a vector has lanes.
+template <class T, int D = lanes<T> / 2>
+RECURVE_INLINE void transpose(Vector<T>* rows) {
+  exchange<T, D>(rows, Lanes<T>{});
+  if constexpr (D > 1) transpose<T, D / 2>(rows);
+}
+
+// to[k * to_stride + n] = from[n * from_stride + k] for n < count, at most a vector, and k < K; zero for the other n.
+template <class T>
+RECURVE_INLINE void transpose_rows(const T* from, int64_t from_stride, int64_t count, int64_t K, T* to,
+                                   int64_t to_stride) {
+  for (int64_t k = 0; k < K; k += lanes<T>) {
+    const int64_t depth = K - k;
+    Vector<T> rows[lanes<T>];
+    for (int n = 0; n < lanes<T>; ++n) rows[n] = n < count ? load(from + n * from_stride + k, depth) : zero_vector<T>();
+    transpose<T>(rows);
+    for (int i = 0; i < lanes<T>; ++i)
+      if (i < depth) store(to + (k + i) * to_stride, rows[i]);
   }
 }
 
