@@ -1,0 +1,91 @@
+"""Claims on the Ray engine: the records of a local run, also when a node of the cluster is killed meanwhile."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import planted
+import pytest
+
+from ablations import studies
+from ablations.engines import Ended, Epoch
+from ablations.engines.local import Local
+from ablations.plan import longest_first, plan_study
+from ablations.records import Records, RecordsError
+
+ray = pytest.importorskip("ray", reason="needs the extra recurve[ray]")
+pytestmark = pytest.mark.slow
+
+SLOW = replace(
+    planted.STUDY,
+    presets={"quick": replace(planted.STUDY.presets["quick"], settings=planted.DEFAULTS | {"epochs": 8, "pause": 0.15})},
+)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Three nodes of one CPU on this machine, the first with the driver."""
+    from ray.cluster_utils import Cluster
+
+    here = [str(Path(studies.__file__).parents[2]), str(Path(__file__).parent)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*here, *sys.path]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def jobs(records, words=("width=eight", "jitter=on"), seeds=4):
+    records.declare(SLOW.declaration())
+    return longest_first([plan_study(SLOW, "quick", words, seeds, records, workers=6)])
+
+
+def results(records):
+    return records.table().drop(columns="message")
+
+
+def test_a_node_killed_mid_grid_leaves_the_table_of_an_uninterrupted_local_run(cluster, tmp_path):
+    from ablations.engines.ray import Ray
+
+    local, clustered = Records(tmp_path / "local"), Records(tmp_path / "clustered")
+    list(Local(2).run(jobs(local), local))
+    events, killed = [], False
+    for event in Ray(cluster.address).run(jobs(clustered), clustered):
+        events.append(event)
+        under_way = {e.job for e in events if isinstance(e, Epoch)} - {e.job for e in events if isinstance(e, Ended)}
+        if not killed and len(under_way) == 3:
+            cluster.remove_node(cluster.others[0], allow_graceful=False)
+            killed = True
+    assert killed
+    outcomes = [outcome for event in events if isinstance(event, Ended) for outcome in event.outcomes]
+    assert outcomes == ["done"] * 12
+    pd.testing.assert_frame_equal(results(local), results(clustered), rtol=1e-11)
+
+
+def test_a_run_that_kills_its_process_is_recorded_alone(cluster, tmp_path):
+    from ablations.engines.ray import Ray
+
+    records = Records(tmp_path)
+    list(Ray(cluster.address).run(jobs(records, ["trouble=kills"], seeds=2), records))
+    table = records.table()
+    assert table.groupby("trouble").status.value_counts().to_dict() == {
+        ("none", "done"): 2,
+        ("kills", "done"): 1,
+        ("kills", "failed"): 1,
+    }
+    assert table.message[table.status == "failed"].str.contains("alone was lost").all()
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_said(cluster, tmp_path, monkeypatch):
+    from ablations.engines.ray import Ray
+
+    records = Records(tmp_path)
+    events = Ray(cluster.address).run(jobs(records, ["width=eight"], seeds=2), records)
+    next(events)
+    monkeypatch.setattr(Records, "status", lambda self, run: None)
+    with pytest.raises(RecordsError, match="name a folder that all nodes share with --runs"):
+        list(events)
