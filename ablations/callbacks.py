@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ablations.extras import require
+from ablations.engines import Epoch, Event
+from ablations.extras import ExtraError, require
 from ablations.records import Configuration
 
 if TYPE_CHECKING:
-    from ablations.engines import Event
     from ablations.plan import Job
     from ablations.training import Row
 
@@ -25,16 +26,20 @@ class Tracker(Protocol):
 
 
 class Curves:
-    """Sends every epoch of every run to all trackers."""
+    """Sends every epoch of every run to all trackers; one that fails is left out from then on, with a warning."""
 
     def __init__(self, jobs: Sequence[Job], trackers: Sequence[Tracker]) -> None:
         self._runs = {run.key: run for job in jobs for run in job.configurations}
-        self._trackers = trackers
+        self._trackers = list(trackers)
 
     def show(self, event: Event) -> None:
-        for key, row in getattr(event, "rows", {}).items():
-            for tracker in self._trackers:
-                tracker.log(self._runs[key], row)
+        for key, row in event.rows.items() if isinstance(event, Epoch) else ():
+            for tracker in list(self._trackers):
+                try:
+                    tracker.log(self._runs[key], row)
+                except Exception as error:  # noqa: BLE001 -- whatever a server answers, runs go on
+                    warnings.warn(f"{type(tracker).__name__} gets no more curves: {error}", stacklevel=2)
+                    self._trackers.remove(tracker)
 
 
 class TensorBoard:
@@ -59,7 +64,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """Runs of the experiment named as the study, where `MLFLOW_TRACKING_URI` says (the folder `mlruns`)."""
+    """Runs of the experiment named as the study, on the server that `MLFLOW_TRACKING_URI` names."""
 
     def __init__(self) -> None:
         require("mlflow", "mlflow")
@@ -94,13 +99,28 @@ class WeightsAndBiases:
     def log(self, run: Configuration, row: Row) -> None:
         if run.key not in self._runs:
             self._runs[run.key] = self._wandb.init(
-                project=run.study, name=_name(run), id=run.key, config=run.fields(), reinit="create_new"
+                project=run.study,
+                name=_name(run),
+                id=run.key,
+                config=run.fields(),
+                reinit="create_new",
+                settings=self._wandb.Settings(silent=True),
             )
         self._runs[run.key].log(_measures(row), step=int(row["step"]))
 
     def close(self) -> None:
         for run in self._runs.values():
             run.finish()
+
+
+def track(name: str) -> Tracker:
+    """The tracker called so in `TRACKERS`. Raises `ExtraError` if its library is missing or refuses."""
+    try:
+        return TRACKERS[name]()
+    except ExtraError:
+        raise
+    except Exception as error:
+        raise ExtraError(f"{name} cannot be used: {error}") from error
 
 
 TRACKERS: Mapping[str, Callable[[], Tracker]] = {

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations import studies
-from ablations.callbacks import TRACKERS
+from ablations.callbacks import TRACKERS, track
 from ablations.design import DesignError
-from ablations.extras import ExtraMissing, require
+from ablations.extras import ExtraError, require
 from ablations.plan import Design
 from ablations.records import Records, RecordsError
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DesignError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return MISUSED
-    except (RecordsError, ExtraMissing) as error:
+    except (RecordsError, ExtraError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return UNSUCCESSFUL
     except BrokenPipeError:  # who reads our output, such as `head`, has enough
@@ -94,6 +94,7 @@ def _do(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     """Do what the plans have to do, then time what is done."""
     start = time.monotonic()
     records, console = Records(arguments.runs), _console()
+    arguments.trackers = [] if arguments.dry_run else list(map(track, dict.fromkeys(arguments.log)))
     counts: Counter[str] = Counter()
     if any(plan.jobs for plan in plans) or arguments.dry_run:
         plans = [plan.measured(arguments.workers) for plan in plans]
@@ -185,7 +186,7 @@ def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Rec
 
     jobs = longest_first(plans)
     with ExitStack() as stack:
-        trackers = [stack.enter_context(closing(TRACKERS[name]())) for name in arguments.log]
+        trackers = [stack.enter_context(closing(tracker)) for tracker in arguments.trackers]
         curves = Curves(jobs, trackers)
         display = stack.enter_context(Display(jobs, console))
         for event in stack.enter_context(closing(_engine(arguments).run(jobs, records))):

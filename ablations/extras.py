@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 
 
-class ExtraMissing(ImportError):
-    """An optional library is not installed: which, and how to install it."""
+class ExtraError(ImportError):
+    """An optional library is not installed or not set up: which, and what to do."""
 
 
 def require(module: str, extra: str) -> None:
-    """Raise `ExtraMissing` unless the module is there."""
+    """Raise `ExtraError` unless the module is there."""
     if importlib.util.find_spec(module) is None:
-        raise ExtraMissing(f"this needs {module}, which is not installed; `pip install 'recurve[{extra}]'` installs it")
+        raise ExtraError(f"this needs {module}, which is not installed; `pip install 'recurve[{extra}]'` installs it")

@@ -37,7 +37,7 @@ class Ray:
 
         connect = not ray.is_initialized()
         if connect:
-            ray.init(self.address, include_dashboard=False if self.address is None else None, log_to_driver=False)
+            ray.init(self.address, log_to_driver=False, logging_level="warning")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         epochs = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         train_there = ray.remote(num_cpus=1, max_retries=0)(_train)

@@ -18,10 +18,8 @@ from ablations.records import Records, RecordsError
 ray = pytest.importorskip("ray", reason="needs the extra recurve[ray]")
 pytestmark = pytest.mark.slow
 
-SLOW = replace(
-    planted.STUDY,
-    presets={"quick": replace(planted.STUDY.presets["quick"], settings=planted.DEFAULTS | {"epochs": 8, "pause": 0.15})},
-)
+SETTINGS = planted.DEFAULTS | {"epochs": 8, "pause": 0.15}
+SLOW = replace(planted.STUDY, presets={"quick": replace(planted.STUDY.presets["quick"], settings=SETTINGS)})
 
 
 @pytest.fixture
