@@ -99,4 +99,4 @@ def test_weights_and_biases_takes_the_curves(tmp_path, monkeypatch):
     tracker.close()
     logs = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
     assert len(logs) == 2
-    assert all(log.count(b"validation_loss") >= 2 for log in logs)
+    assert all(b"validation_loss" in log for log in logs)
