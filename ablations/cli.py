@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line of the suite: `ablate list | plan | run | retry | status | report | export`."""
+"""The command line of the suite: `ablate list | plan | run | retry | status | report | compare | export`."""
 
 from __future__ import annotations
 
@@ -135,6 +135,22 @@ def _report(arguments: argparse.Namespace) -> int:
     pages = [str(path) for path in summary.files if path.parent == arguments.out]
     figures = len(summary.files) - len(pages)
     print("\n".join([*summary.lines, "", *pages, f"{arguments.out / 'figures'} ({figures} files)"]))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    for folder in (arguments.runs_a, arguments.runs_b):
+        _check_recorded((), Records(folder))
+
+    from ablations.report.compare import compare, write
+
+    a, b = Records(arguments.runs_a), Records(arguments.runs_b)
+    comparisons = compare(a, b, arguments.preset)
+    words = ["ablate", "compare", str(a.root), str(b.root), "--preset", arguments.preset, "--out", str(arguments.out)]
+    index = write(comparisons, a, b, arguments.out, shlex.join(words))[0]
+    for comparison in comparisons:
+        print("\n".join([comparison.title, *(f"  {line}" for line in [*comparison.sentences, *comparison.notes])]))
+    print(f"\n{index}")
     return 0
 
 
@@ -413,6 +429,19 @@ def _parser() -> argparse.ArgumentParser:
     add_preset(report)
     report.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="where the report goes (report)"
+    )
+    compare = add(
+        "compare",
+        _compare,
+        "Two runs folders side by side: machines, versions or kernels.",
+        "compare runs other/runs",
+        "compare runs-native runs-fused --out comparison",
+    )
+    compare.add_argument("runs_a", type=Path, metavar="RUNS_A", help="the runs folder that is compared with")
+    compare.add_argument("runs_b", type=Path, metavar="RUNS_B", help="the runs folder that is judged")
+    add_preset(compare)
+    compare.add_argument(
+        "--out", type=Path, default=Path("comparison"), metavar="DIR", help="where it goes (comparison)"
     )
     export = add(
         "export", _export, "The tidy table of all runs.", "export > runs.csv", "export --format parquet > runs.parquet"

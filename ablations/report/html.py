@@ -46,14 +46,26 @@ class Section:
 
 
 def page(sections: Sequence[Section], preset: str, command: str, notes: Sequence[str]) -> str:
-    """The page's HTML; `command` rebuilds it, `notes` stand on top."""
+    """The report's HTML; `command` rebuilds it, `notes` stand on top."""
+    template = _templates().get_template("report.html")
+    return template.render(sections=sections, preset=preset, command=command, notes=notes, rules=RULES)
+
+
+def comparison_page(
+    comparisons: Sequence[tuple[Any, Sequence[tuple[Drawing, str]]]], a: str, b: str, rules: Any, command: str
+) -> str:
+    """The HTML of two runs folders side by side; `comparisons` come with their drawings and SVG texts."""
+    template = _templates().get_template("comparison.html")
+    return template.render(comparisons=comparisons, a=a, b=b, rules=rules, command=command)
+
+
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"inline": inline, "fine": fine, "heading": heading, "with_unit": with_unit}
     environment.globals |= {"bar": bar, "marks": MARKS, "values": pair_values, "levels_of": levels_of}
-    template = environment.get_template("report.html")
-    return template.render(sections=sections, preset=preset, command=command, notes=notes, rules=RULES)
+    return environment
 
 
 def inline(svg: str, name: str) -> markupsafe.Markup:

@@ -177,6 +177,12 @@ def _comparison(row: pd.Series, response: Mapping[str, Any], labels: Mapping[str
     }
 
 
+def change_texts(row: pd.Series, response: Mapping[str, Any]) -> dict[str, str]:
+    """`Change`, `95 % interval` and their `unit`, with its leading space, of a row with a `measure`."""
+    unit = _scale_of(row, response)[1]
+    return {"Change": _change(row, response), "95 % interval": _interval(row, response), "unit": unit}
+
+
 def _change(row: pd.Series, response: Mapping[str, Any]) -> str:
     if not math.isfinite(row["mean"]):
         return "never" if math.isinf(row["mean"]) else ""

@@ -26,6 +26,9 @@ VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "contradicted": ("#d55e00", "X"),
     "equivalent": ("#0072b2", "s"),
     "undecided": (MUTED, "o"),
+    "better": ("#009e73", "o"),  # these two and "identical" of two runs folders
+    "worse": ("#d55e00", "X"),
+    "identical": ("#0072b2", "s"),
     "": (MUTED, "o"),
 }
 WIDTH = 7.2  # inches: a page of a journal

@@ -108,8 +108,11 @@ def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "pa
 
 
 @themed
-def timing_ratios(table: pd.DataFrame) -> Figure:
-    """Seconds of ours over native, a row per line of `timing_table`, with 95 % intervals on a logarithmic axis."""
+def timing_ratios(table: pd.DataFrame, label: str = "Time over native (left of 1 is faster)") -> Figure:
+    """Ratios with 95 % intervals on a logarithmic axis, a row per line of the table.
+
+    Its columns are those of `timing_table`: label, ratio, low, high, n.
+    """
     figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(table)))
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
@@ -132,7 +135,7 @@ def timing_ratios(table: pd.DataFrame) -> Figure:
     for side, spine in ((axes.yaxis, axes.spines["left"]), (texts.yaxis, texts.spines["right"])):
         side.set_tick_params(length=0)
         spine.set_visible(False)
-    axes.set_xlabel("Time over native (left of 1 is faster)")
+    axes.set_xlabel(label)
     return figure
 
 
