@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablations.design import DesignError
 from ablations.records import Records
 from ablations.report.evidence import Evidence, gather
 from ablations.report.figures import Drawing, forest, timing_ratios
 from ablations.report.html import comparison_page
-from ablations.report.numbers import count, heading, in_sentence, listing, scale, with_unit
+from ablations.report.numbers import count, heading, in_sentence, listing, number, scale, with_unit
 from ablations.report.tables import Table, change_texts
 from ablations.statistics import (
     ALPHA,
@@ -56,13 +57,13 @@ class Comparison:
     environments: list[tuple[str, str, str]]  # field, value in A, value in B, where they differ
 
 
-def compare(a: Records, b: Records, preset: str, studies: Sequence[str] | None = None) -> list[Comparison]:
-    """Every study that both folders hold; ValueError if there is none, FileNotFoundError for a named one that lacks."""
+def compare(a: Records, b: Records, preset: str) -> list[Comparison]:
+    """Every study that both folders hold; DesignError if there is none."""
     common = sorted(set(a.studies()) & set(b.studies()))
-    if not (studies or common):
+    if not common:
         held = [f"{records.root} holds {listing(records.studies()) or 'no study'}" for records in (a, b)]
-        raise ValueError(f"no study has runs in both folders: {'; '.join(held)}")
-    return [compare_study(gather(a, name, preset), gather(b, name, preset)) for name in studies or common]
+        raise DesignError(f"no study has runs in both folders: {'; '.join(held)}")
+    return [compare_study(gather(a, name, preset), gather(b, name, preset)) for name in common]
 
 
 def write(comparisons: Sequence[Comparison], a: Records, b: Records, out: Path, command: str) -> list[Path]:
@@ -127,10 +128,17 @@ def _pairs(a: Evidence, b: Evidence) -> pd.DataFrame:
         runs = evidence.runs.assign(**levels)
         sides.append(runs[runs["status"] != "failed"])
     pairs = sides[0].merge(sides[1], on=[*factors, "seed"], suffixes=("_a", "_b"))
-    changed = [
-        " ".join(f"{n}={row[n]}" for n, first in factors.items() if row[n] != first) for _, row in pairs.iterrows()
+    declared = [
+        f"{factor['name']}={level['name']}"
+        for evidence in (b, a)
+        for factor in evidence.declaration["factors"]
+        for level in factor["levels"]
     ]
-    pairs["condition"] = [text or "baseline" for text in changed]
+    place = {text: declared.index(text) for text in declared}
+    changed = [[f"{n}={row[n]}" for n, first in factors.items() if row[n] != first] for _, row in pairs.iterrows()]
+    pairs["condition"] = [" ".join(words) or "baseline" for words in changed]
+    order = [(len(words), *(place.get(word, len(place)) for word in words)) for words in changed]
+    pairs = pairs.iloc[sorted(range(len(pairs)), key=order.__getitem__)].reset_index(drop=True)
     hashes = [pairs.get(f"pairing_split_{side}", pd.Series(np.nan, index=pairs.index)) for side in ("a", "b")]
     pairs["is_unpaired"] = hashes[0].notna() & hashes[1].notna() & (hashes[0] != hashes[1])
     return pairs
@@ -150,7 +158,7 @@ def _response_rows(pairs: pd.DataFrame, response: dict[str, Any], evidence: Evid
         if found.n:
             center = "median" if measure == "median" else "mean"
             values = {"a": float(getattr(x, center)()), "b": float(getattr(y, center)())}
-            same = bool((x - y == 0).all())
+            same = bool(x.eq(y).all())
             rows.append({"condition": condition, "response": name, "measure": measure} | values | {"same": same})
             differences.append(found)
     if len(rows) > 1 and measure != "median":
@@ -280,19 +288,23 @@ def _table(frame: pd.DataFrame, responses: dict[str, dict[str, Any]], evidence: 
         texts = change_texts(row, response)
         unit, by = texts.pop("unit").strip(), scale(response)
         more = "" if math.isnan(row["more_seeds"]) else f" (add {int(row['more_seeds'])} seeds)"
-        values = {"A": _value(row["a"] * by), "B": _value(row["b"] * by)}
+        change = texts["Change"] + (" %" if unit == "%" else "")
         shown.append(
             {"Condition": row["condition"], "Response": with_unit(response)}
-            | values
-            | {"Change": texts["Change"] + (" %" if unit == "%" else ""), "95 % interval": texts["95 % interval"]}
-            | {"n": str(int(row["n"])), "Verdict": row["verdict"] + more}
+            | {
+                "A": _value(row["a"] * by),
+                "B": _value(row["b"] * by),
+                "Change": change,
+                "Verdict": row["verdict"] + more,
+            }
+            | {"95 % interval": texts["95 % interval"], "n": str(int(row["n"]))}
         )
     note = "B against A, paired by condition and seed; complexity as the change of a ratio in per cent."
     return Table(f"{evidence.study}_comparison", "Every condition", note, frame, pd.DataFrame(shown))
 
 
 def _value(x: float) -> str:
-    return "never" if math.isinf(x) else f"{x:.4g}" if math.isfinite(x) else ""
+    return "never" if math.isinf(x) else number(x) if math.isfinite(x) else ""
 
 
 def _environments(a: Evidence, b: Evidence) -> list[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ablations.report.evidence import Evidence
 from ablations.report.numbers import (
+    amount,
     count,
     decimals,
     in_sentence,
@@ -227,6 +228,8 @@ def _clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> 
         if row["mean"] == 0:
             return f"no change in {label} ({_value(row['value'], row, response)})"
         return f"{_shift(row, response)} in {label} ({values})"
+    if row["sd"] == 0 and row["mean"] == 0:
+        return f"no change in {label} in any of {row['n']} seeds"
     if not math.isfinite(row["low"]):
         seeds = "from one seed, too few for an interval" if row["n"] == 1 else f"the same in all {row['n']} seeds"
         return f"{_shift(row, response)} in {label}, {seeds} ({values})"
@@ -423,8 +426,8 @@ def _digits(row: pd.Series, response: Mapping[str, Any]) -> int | None:
 
 def _value(x: float, row: pd.Series, response: Mapping[str, Any], unit: bool = True) -> str:
     """A level's mean, with as many digits as its difference; times below 0.1 s in milliseconds."""
-    if response["unit"] == "s" and abs(x) < 0.1:
-        return f"{number(x * 1000)} ms"
+    if response["kind"] == "complexity":
+        return amount(x, response["unit"])
     digits = _digits(row, response) if row.get("measure", "difference") == "difference" else None
     return f"{number(x * scale(response), digits)}{unit_of_value(response) if unit else ''}"
 

@@ -28,6 +28,16 @@ def number(x: float, digits: int | None = None, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def amount(x: float, unit: str) -> str:
+    """A cost with the unit that reads best: seconds as ms below 0.1, bytes as kB, MB or GB."""
+    if unit == "s" and abs(x) < 0.1:
+        return f"{number(x * 1e3)} ms"
+    if unit == "bytes":
+        power = next((p for p in (3, 2, 1) if abs(x) >= 1000**p), 0)
+        return f"{number(x / 1000**power)} {('bytes', 'kB', 'MB', 'GB')[power]}"
+    return f"{number(x)} {unit}" if unit else number(x)
+
+
 def p_value(p: float) -> str:
     if not math.isfinite(p):
         return "p unknown"

@@ -175,12 +175,17 @@ def write_run(
     status: Status = "done",
     message: str = "",
     details: bool = True,
+    machine: int = 0,
+    split: str = "",
 ) -> Configuration:
-    """One run with its planted effect; `details` adds the learning curve, the predictions and the timing."""
+    """One run with its planted effect; `details` adds the learning curve, the predictions and the timing.
+
+    Another `machine` has other noise and takes 0.6 times as long; another `split` is other data of the same seed.
+    """
     study = declaration["name"]
     config = configuration(declaration, levels, seed, preset, version)
     changed = set(levels.items()) - set(conditions(declaration)[0].items())
-    rng = np.random.default_rng([seed, *config.key.encode()])
+    rng = np.random.default_rng([seed, machine, *config.key.encode()])
     shared = np.random.default_rng(seed).normal(size=8)  # what runs of one seed have in common
     primary = BASELINE[study] + NOISE[study] * (3 * shared[0] + rng.normal())
     primary += sum(PLANTED[study].get(pair, 0.0) for pair in changed)
@@ -201,29 +206,30 @@ def write_run(
     environment = {
         "python": "3.11.9",
         "torch": "2.13.0",
-        "cpu": "a synthetic processor",
+        "cpu": f"synthetic processor {machine}",
         "threads": 2,
         "git": "0000000",
     }
     failed = status != "done"
     curve = _curve(primary, epochs, rng) if details and not failed else None
     arrays = (_forecasts if study == "epidemic" else _shifts)(primary, seed, rng) if details and not failed else None
-    result = Result(status, {} if failed else responses, message)
+    pairing = {"split": f"{seed} {split}"}
+    result = Result(status, {} if failed else responses, message, pairing)
     records.save(config, result, environment=environment, curve=curve, predictions=arrays)
     if details and not failed:
-        seconds = 0.004 * factor**0.8 * np.exp(0.2 * shared[4] + 0.03 * rng.normal())
+        seconds = 0.6**machine * 0.004 * factor**0.8 * np.exp(0.2 * shared[4] + 0.03 * rng.normal())
         records.save_timing(config, {"seconds_per_step": seconds})
     return config
 
 
 def write_study(
-    records: Records, declaration: dict[str, Any], seeds: int = 5, preset: str = "quick", details: bool = True
+    records: Records, declaration: dict[str, Any], seeds: int = 5, preset: str = "quick", **how: Any
 ) -> None:
     """All conditions with all seeds, done."""
     records.declare(declaration)
     for levels in conditions(declaration):
         for seed in range(seeds):
-            write_run(records, declaration, levels, seed, preset, details=details)
+            write_run(records, declaration, levels, seed, preset, **how)
 
 
 def write_crossed(records: Records, declaration: dict[str, Any], factors: list[str], seeds: int = 5) -> None:

@@ -62,7 +62,7 @@ def drawings(runs, tmp_path_factory):
     synthetic.write_crossed(records, synthetic.EPIDEMIC, ["cell", "history", "depth"], seeds=4)
     evidence = gather(records, "epidemic", "quick")
     native = evidence.runs["seconds_per_step"] * np.linspace(0.9, 1.6, len(evidence.runs))
-    crossed = replace(evidence, runs=evidence.runs.assign(seconds_per_step_native=native))
+    crossed = replace(evidence, runs=evidence.runs.assign(native_seconds_per_step=native))
     return [*draw(gather(runs, "epidemic", "quick")), *draw(gather(runs, "vision", "quick")), *draw(crossed)]
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ablations.report.evidence import REFERENCES
 from ablations.report.figures.theme import (
@@ -61,6 +62,7 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     axes.axvline(0, color=INK, lw=1)
     axes.set_ylim(y - 0.5, -0.6)
     axes.margins(x=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([t for t, _, _ in ticks], [label for _, label, _ in ticks])
     texts.set_yticks([t for t, _, _ in ticks], [text for _, _, text in ticks])
     for side in (axes.yaxis, texts.yaxis):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from ablations.report.figures.theme import (
@@ -27,10 +28,10 @@ from ablations.report.figures.theme import (
     themed,
     wrapped,
 )
-from ablations.report.numbers import heading, number, scale, with_unit
+from ablations.report.numbers import amount, heading, scale, with_unit
 from ablations.statistics import baseline_runs, mean_interval, one_factor_runs, paired_ratio, pareto_front
 
-NATIVE = "_native"  # what a timing's name ends with when native kernels were timed
+NATIVE = "native_"  # what the name of a timing begins with that was taken without the project's kernels
 
 
 @dataclass
@@ -100,7 +101,7 @@ def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "pa
     axes.margins(x=0.14, y=0.12)
     _plain_log_ticks(axes, price)
     side_by_side = " (levels of equal cost stand side by side)" if any(point.aside for point in points) else ""
-    axes.set_xlabel(_cost_label(price) + side_by_side)
+    axes.set_xlabel(heading(price["label"]) + side_by_side)
     axes.set_ylabel(wrapped(with_unit(response), 44))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
     _place_labels(figure, axes, points)
@@ -128,7 +129,8 @@ def timing_ratios(table: pd.DataFrame, label: str = "Time over native (left of 1
     axes.set_ylim(len(table) - 0.5, -0.6)
     axes.set_yticks(range(len(table)), table["label"])
     texts.set_yticks(range(len(table)), [_ratio_text(row) for row in rows])
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", visible=False)
@@ -140,11 +142,11 @@ def timing_ratios(table: pd.DataFrame, label: str = "Time over native (left of 1
 
 
 def timing_table(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
-    """Ratios of every timing that was also taken natively (`NAME` and `NAME_native`), paired by seed, per level.
+    """Ratios of every timing that was also taken natively (`NAME` and `native_NAME`), paired by seed, per level.
 
     Columns: label, timing, ratio, low, high, n; empty if no timing has a native one.
     """
-    timings = [str(name) for name in runs if f"{name}{NATIVE}" in runs]
+    timings = [str(name) for name in runs if f"{NATIVE}{name}" in runs]
     data = one_factor_runs(runs, declaration)
     groups = [("baseline", baseline_runs(runs, declaration))]
     for factor in declaration["factors"]:
@@ -155,7 +157,7 @@ def timing_table(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataF
     for timing in timings:
         for label, mine in groups:
             by_seed = mine.set_index("seed")
-            found = paired_ratio(by_seed[timing].astype(float), by_seed[f"{timing}{NATIVE}"].astype(float))
+            found = paired_ratio(by_seed[timing].astype(float), by_seed[f"{NATIVE}{timing}"].astype(float))
             if found.n:
                 what = label if len(timings) == 1 else f"{label}, {timing.replace('_', ' ')}"
                 ratio = {"ratio": 1 + found.mean, "low": 1 + found.low, "high": 1 + found.high}
@@ -169,18 +171,16 @@ def _ratio_text(row: Any) -> str:
     return f"{row.ratio:.2f}  [{row.low:.2f}, {row.high:.2f}]"
 
 
-def _cost_label(price: Mapping[str, Any]) -> str:
-    return heading(price["label"]) + (
-        " (ms)" if price["unit"] == "s" else f" ({price['unit']})" if price["unit"] else ""
-    )
-
-
 def _plain_log_ticks(axes: Axes, price: Mapping[str, Any]) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out; seconds as milliseconds."""
-    by = 1000 if price["unit"] == "s" else 1
+    """Ticks at 1, 2 and 5 times powers of ten, written out with their unit."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: number(float(f"{t * by:.6g}"))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _tick(t, price["unit"])))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _tick(x: float, unit: str) -> str:
+    """`3.5 ms` rather than `3.50 ms`."""
+    return re.sub(r"\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)", r"\1", amount(float(f"{x:.6g}"), unit))
 
 
 def _place_labels(figure: Figure, axes: Axes, points: list[_Point]) -> None:
