@@ -66,7 +66,7 @@ def extension_arguments(mode: str) -> dict:
     defines = [("RECURVE_DEVICES", '"cpu, cuda"' if with_cuda else '"cpu"')]
     arguments: dict = {
         "name": "recurve._C",
-        "sources": [*sources("torch", ".cpp"), "csrc/cpu/dispatch.cpp"],
+        "sources": [*sources("torch", ".cpp"), "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"],
         "define_macros": defines,
         "extra_compile_args": {"cxx": FLAGS},
         "extra_link_args": ["-fopenmp"],

@@ -1,31 +1,12 @@
 // Matrix product on packed panels. The sum over K runs in one fixed order, whatever the number of threads.
 #pragma once
 
-#include <cstdlib>
-
 #include "kernels.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace recurve {
 namespace {
-
-// Memory of one call, aligned for vectors.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
-    if (data_ == nullptr) std::abort();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator T*() const { return data_; }
-  T* get() const { return data_; }
-
- private:
-  T* data_;
-};
 
 template <class F>
 void parallel_for(const Parallel& parallel, int64_t tasks, F&& f) {

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "../cpu/memory.h"
 #include "parallel.h"
 
 namespace recurve {
@@ -121,6 +122,13 @@ std::pair<Tensor, Tensor> split_biases(const Inputs& in, Cell cell) {
   return {sum, in.b_hh.narrow(1, 2 * in.hidden, in.hidden).contiguous()};
 }
 
+// Like at::empty, in memory that the next call takes over.
+Tensor workspace(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  void* block = take_block(bytes);
+  return at::from_blob(block, sizes, [block, bytes](void*) { give_block(block, bytes); }, options);
+}
+
 struct Kept {
   Tensor y, h_n, c_n, gates, aux;
 };
@@ -128,13 +136,13 @@ struct Kept {
 Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, width = gate_count(options.cell) * H;
   const auto like = in.x.options();
-  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), at::empty({E, T_, B, width}, like),
+  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), workspace({E, T_, B, width}, like),
            Tensor()};
   if (options.cell == Cell::lstm) {
     out.c_n = at::empty({E, B, H}, like);
-    out.aux = keep ? at::empty({E, T_, B, H}, like) : at::empty({E, B, H}, like);
+    out.aux = workspace(keep ? at::IntArrayRef{E, T_, B, H} : at::IntArrayRef{E, B, H}, like);
   } else if (options.cell == Cell::gru && keep) {
-    out.aux = at::empty({E, T_, B, H}, like);
+    out.aux = workspace({E, T_, B, H}, like);
   }
   const auto [bias, bias_n] = split_biases(in, options.cell);
   const Parallel parallel = torch_parallel();
@@ -195,7 +203,7 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   Gradients d;
   d.h0 = at::empty({E, B, H}, like);
   if (options.cell == Cell::lstm) d.c0 = at::empty({E, B, H}, like);
-  const Tensor dgates = at::empty({E, T_, B, all}, like);
+  const Tensor dgates = workspace({E, T_, B, all}, like);
   auto whole = [&](const OptionalTensor& t, at::IntArrayRef shape) {
     return t.has_value() && t->defined() ? t->reshape(shape).contiguous() : Tensor();
   };
