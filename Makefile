@@ -21,7 +21,7 @@ endif
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
 SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
 
-.PHONY: report test test-all benchmark lint build check-environment clean
+.PHONY: report test test-all faults benchmark lint build check-environment clean
 
 report: build
 	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
@@ -32,6 +32,9 @@ test: build
 
 test-all: build
 	$(PY) -m pytest -m "slow or not slow"
+
+faults: build
+	$(PY) tests/ablations/faults.py
 
 benchmark: build
 	$(PY) -m pytest --benchmark

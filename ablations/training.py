@@ -73,7 +73,6 @@ class Ensemble:
         self._parameters, self._buffers = stack_module_state(models)
         self._optimizer = Adam(list(self._parameters.values()), _per_model(configurations, "learning_rate"))
         self._clip = _per_model(configurations, "clip", absent=math.inf)
-        self._losses = torch.vmap(self._loss)
 
     @cached_property
     def complexity(self) -> Complexity:
@@ -107,7 +106,7 @@ class Ensemble:
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
         self._model.train()
-        losses = self._losses(self._parameters, self._buffers, inputs, targets)
+        losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
         losses.sum().backward()
         if self._clip.isfinite().any():
             _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)

@@ -28,6 +28,7 @@ class PlantedTask:
             raise RuntimeError(f"planted failure of seed {seed}")
         if seed in settings.get("kill_for", ()):
             os.kill(os.getpid(), signal.SIGKILL)
+        self._hoard = torch.zeros(settings.get("hoard", 0), 2**20, dtype=torch.uint8)  # MiB
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn(settings["rows"] + 20, 3, generator=generator, dtype=torch.float64)
         targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
