@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -192,9 +193,15 @@ def _sign_flip_p(x: np.ndarray) -> float:
     if len(x) <= MOST_EXACT:
         signs = 1 - 2 * (np.arange(2 ** len(x))[:, None] >> np.arange(len(x)) & 1)
     else:
-        drawn = np.random.default_rng(0).choice([-1, 1], (2**MOST_EXACT, len(x)))
-        signs = np.vstack([np.ones(len(x), dtype=int), drawn])
+        signs = _sampled_signs(len(x))
     return float(np.mean(np.abs(signs @ x) >= abs(x.sum()) * (1 - 1e-9)))
+
+
+@cache
+def _sampled_signs(n: int) -> np.ndarray:
+    """The pattern as observed and 4096 random ones, (4097, n)."""
+    drawn = np.random.default_rng(0).choice([-1.0, 1.0], (2**MOST_EXACT, n))
+    return np.vstack([np.ones(n), drawn])
 
 
 def _spread(x: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -115,8 +116,8 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
 
 def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response: Mapping[str, Any]) -> None:
     data = data.assign(y=data[response["name"]].astype(float) * scale(response), x=data["level"].map(names.index))
-    for _, run in data.sort_values("x").groupby("seed"):
-        axes.plot(run["x"] - 0.16, run["y"], color=MUTED, lw=0.6, alpha=0.35, zorder=1)
+    runs = [run[["x", "y"]].to_numpy() - [0.16, 0] for _, run in data.sort_values("x").groupby("seed")]
+    axes.add_collection(LineCollection(runs, colors=MUTED, linewidths=0.6, alpha=0.35, zorder=1))
     sns.scatterplot(data=data.assign(x=data["x"] - 0.16), x="x", y="y", ax=axes, s=16, color=MUTED, alpha=0.7, lw=0)
     bounds = bounds_of(data["y"], response["unit"])
     for x, name in enumerate(names):

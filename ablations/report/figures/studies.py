@@ -88,14 +88,14 @@ def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
 
 def shift_table(evidence: Evidence) -> pd.DataFrame:
     """Accuracy by shift of every done run, with the columns of `runs`."""
-    frames = []
+    columns: dict[str, list[Any]] = {"key": [], "shift": [], "accuracy": []}
     for key in one_factor_runs(evidence.done, evidence.declaration)["key"].unique():
         arrays = evidence.predictions(key)
         if "shift_accuracy" in arrays:
-            columns = {"key": key, "shift": arrays["shift_pixels"], "accuracy": arrays["shift_accuracy"]}
-            frames.append(pd.DataFrame(columns))
-    runs = evidence.done.drop(columns="accuracy", errors="ignore")
-    return pd.concat(frames).merge(runs, on="key") if frames else pd.DataFrame()
+            columns["key"] += [key] * len(arrays["shift_pixels"])
+            columns["shift"].extend(arrays["shift_pixels"])
+            columns["accuracy"].extend(arrays["shift_accuracy"])
+    return pd.DataFrame(columns).merge(evidence.done.drop(columns="accuracy", errors="ignore"), on="key")
 
 
 def _ahead(arrays: Mapping[str, np.ndarray], i: int) -> np.ndarray:
