@@ -171,6 +171,32 @@ def test_no_label_of_a_figure_is_clipped(drawings):
         assert tight.y1 <= size[1] + 0.02, drawing.name
 
 
+def test_tables_say_the_same_as_csv_markdown_and_latex(report):
+    for path in (report / "tables").glob("*.csv"):
+        exact = pd.read_csv(path)
+        lines = path.with_suffix(".md").read_text().splitlines()
+        rows = [line for line in path.with_suffix(".tex").read_text().splitlines() if line.endswith(r"\\")]
+        assert len(lines) - 2 == len(rows) - 1 == len(exact)
+        assert {line.count(" | ") for line in lines} == {lines[0].count(" | ")}
+        assert not re.search(r"(?<!\\)[%&]\s*$", "\n".join(rows))
+    means = pd.read_csv(report / "tables" / "epidemic_means.csv").set_index("level")
+    runs = pd.read_csv(report / "runs.csv")
+    lstm = runs[(runs["cell"] == "lstm") & (runs["status"] == "done")]
+    assert means.loc["lstm", "error_mean"] == pytest.approx(lstm["error"].mean())
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_are_reported_within_a_minute(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # what is tested is reading
+    records = Records(tmp_path / "runs")
+    synthetic.write_crossed(records, synthetic.EPIDEMIC, ["cell", "history", "depth"], seeds=260)
+    synthetic.write_study(records, synthetic.VISION, seeds=665)
+    before = os.times()
+    build(records, tmp_path / "out", "quick")
+    after = os.times()
+    assert sum(after[:4]) - sum(before[:4]) < 60  # of processors, this process and the notebook's
+
+
 SMALL = synthetic.EPIDEMIC | {"factors": synthetic.EPIDEMIC["factors"][::2], "figures": []}  # cell and depth
 BASE, LSTM = synthetic.conditions(SMALL)[:2]
 

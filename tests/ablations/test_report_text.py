@@ -214,6 +214,54 @@ def test_each_hypothesis_is_told_as_it_was_declared(story):
         assert [any(sentence.startswith(start) for sentence in card.effects) for start in starts] == [True] * 3
 
 
+def test_one_factor_at_a_time_says_what_it_cannot_see_and_a_factorial_says_what_it_saw(records, tmp_path):
+    alone = tell(gather(records, "epidemic", "quick"))
+    assert "cannot see interactions" in alone.design[0]
+    crossed = Records(tmp_path)
+    synthetic.write_crossed(crossed, synthetic.EPIDEMIC, ["cell", "depth"], seeds=12)
+    evidence = gather(crossed, "epidemic", "quick")
+    told = tell(evidence)
+    assert not any("changed several factors at once" in note for note in told.notes)
+    runs = evidence.runs.pivot_table(index="seed", columns=["cell", "depth"], values="error")
+    exact = runs["lstm", "2"] - runs["lstm", "1"] - runs["gru", "2"] + runs["gru", "1"]
+    sentence = next(s for s in told.design if "recurrent cell lstm and recurrent layers 2" in s)
+    mean, low, high = re.search(rf"({NUMBER}) of peak .*interval ({NUMBER}) to ({NUMBER})", sentence).groups()
+    interval = stats.ttest_1samp(exact, 0).confidence_interval(0.95)
+    assert shown(mean, exact.mean())
+    assert shown(low, interval.low)
+    assert shown(high, interval.high)
+
+
+def test_mixed_machines_and_other_data_are_named(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.VISION, seeds=3, details=False)
+    shift, rotate = synthetic.conditions(synthetic.VISION)[1:3]
+    synthetic.write_run(records, synthetic.VISION, shift, 0, machine=1, details=False)
+    synthetic.write_run(records, synthetic.VISION, rotate, 1, split="other", details=False)
+    evidence = gather(records, "vision", "quick")
+    notes = " ".join(evidence.notes)
+    assert "1 run saw other data than the baseline's run of the same seed" in notes
+    assert "they differ in cpu" in notes
+    assert evidence.environment["cpu"] == ["synthetic processor 0", "synthetic processor 1"]
+    rows = evidence.effects[evidence.effects["response"] == "accuracy"].set_index("level")
+    assert (rows.loc["rotate", "n"], rows.loc["shift", "n"]) == (2, 3)
+
+
+def test_divergence_is_a_rate_with_its_interval_and_never_reaches_the_target(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.VISION, seeds=4)
+    gap = synthetic.conditions(synthetic.VISION)[-1]
+    synthetic.write_run(records, synthetic.VISION, gap, 3, status="diverged", message="loss is NaN")
+    evidence = gather(records, "vision", "quick")
+    card = next(card for chapter in tell(evidence).chapters for card in chapter.cards if card.level == "gap")
+    low, high = (100 * bound for bound in stats.binomtest(1, 4).proportion_ci(0.95))
+    rate = f"1 of 4 runs diverged (95 % interval of the rate {low:.0f} to {high:.0f} %) and 0 of 4 of the baseline"
+    assert rate in " ".join(card.effects)
+    row = evidence.effects.query("level == 'gap' and response == 'epochs_to_target'").iloc[0]
+    assert row["n"] == 4
+    assert row["missed"] >= 1
+
+
 def test_missed_values_are_named_beside_the_numbers(tmp_path):
     records = Records(tmp_path)
     synthetic.write_study(records, synthetic.VISION, seeds=4)

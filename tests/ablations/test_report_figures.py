@@ -1,0 +1,147 @@
+"""Claims of the figures: each draws a reader's own table, shows the numbers it says, and leaves the theme alone."""
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.figure import Figure
+
+from ablations.records import Records
+from ablations.report import figures
+from ablations.report.evidence import gather
+from ablations.report.figures import Drawing
+from ablations.statistics import crossed_cells, effects, interactions, pareto_front
+
+
+@pytest.fixture(scope="module")
+def own():
+    """A table that no study made: two crossed factors, an interaction of 0.1, a cost, learning times, timings."""
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(6):
+        shift = rng.normal()
+        for optimizer in ("adam", "sgd"):
+            for width in (8, 16, 32):
+                together = 0.1 * (optimizer == "sgd" and width == 32)
+                score = 0.6 + 0.05 * shift + 0.01 * width / 8 - 0.05 * (optimizer == "sgd") + together
+                levels = {"optimizer": optimizer, "width": width, "weights": width**2}
+                rows.append({"seed": seed, "status": "done", **levels, "score": score + 0.002 * rng.normal()})
+    frame = pd.DataFrame(rows)
+    frame["epochs_to_target"] = np.where(frame["seed"] % 3 == 0, np.inf, frame["width"] / 8)
+    frame["epochs_watched"] = 10
+    frame["native_seconds"], frame["seconds"] = 2.0 + 0.01 * frame["seed"], 1.0
+    return frame
+
+
+@pytest.fixture(scope="module")
+def declaration(own):
+    return figures.declare(own, "score", {"optimizer": "adam", "width": 8}, costs=["weights"])
+
+
+def test_every_figure_draws_a_table_of_ones_own(own, declaration):
+    curves = own.merge(pd.DataFrame({"epoch": [1, 2, 3]}), how="cross").assign(validation_loss=lambda d: 1 / d["epoch"])
+    drawn = [
+        figures.forest(effects(own, declaration), declaration),
+        figures.levels(own, declaration),
+        figures.learning_curves(curves, declaration),
+        figures.targets(own, declaration),
+        figures.tradeoff(own, declaration, cost="weights"),
+        figures.interaction_plot(own, declaration),
+        figures.heat_map(own, declaration),
+        figures.timing_ratios(figures.timing_table(own, declaration)),
+        figures.shift_accuracy(own.assign(shift=1, accuracy=own["score"]), declaration),
+    ]
+    assert all(isinstance(figure, Figure) and figure.axes for figure in drawn)
+
+
+def test_a_table_that_lacks_a_column_is_refused_with_what_it_has(own):
+    with pytest.raises(ValueError, match=r"lacks the columns loss, depth; it has seed, status, optimizer"):
+        figures.declare(own, "loss", {"depth": 1})
+
+
+def test_an_unknown_response_is_refused_with_those_there_are(own, declaration):
+    with pytest.raises(ValueError, match=r"'scor' is not a response.*allowed: score, weights"):
+        figures.levels(own, declaration, response="scor")
+
+
+def test_interaction_plot_shows_the_paired_differences_and_the_sum_of_both(own, declaration):
+    axes = figures.interaction_plot(own, declaration).axes[0]
+    cells = crossed_cells(own, declaration, "optimizer", "width", "score").set_index(["level", "other_level"])
+    solid = {line.get_label(): line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")}
+    dashed = [line.get_ydata() for line in axes.lines if line.get_linestyle() == "--"]
+    assert solid["32"] == pytest.approx(cells.xs("32", level="other_level")["mean"].to_numpy())
+    assert dashed[-1] == pytest.approx(cells.xs("32", level="other_level")["expected"].to_numpy())
+    assert solid["32"][1] - dashed[-1][1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_interactions_of_one_factor_at_a_time_cannot_be_drawn(own, declaration):
+    alone = own[(own["optimizer"] == "adam") | (own["width"] == 8)]
+    with pytest.raises(ValueError, match="no two factors were crossed"):
+        figures.interaction_plot(alone, declaration)
+
+
+def test_pareto_front_is_drawn_through_the_conditions_that_nothing_beats(own, declaration):
+    axes = figures.tradeoff(own, declaration, cost="weights").axes[0]
+    front = next(line for line in axes.lines if line.get_linestyle() == "--")
+    means = own.groupby(["optimizer", "width"])[["weights", "score"]].mean()
+    best = pareto_front(means, "weights", "score")
+    assert front.get_xdata() == pytest.approx(best["weights"].to_numpy())
+    assert front.get_ydata() == pytest.approx(best["score"].to_numpy())
+
+
+def test_timing_ratios_are_those_of_the_same_run(own, declaration):
+    table = figures.timing_table(own, declaration)
+    baseline = table[table["label"] == "baseline"].iloc[0]
+    exact = np.exp(-np.log(2.0 + 0.01 * np.arange(6)).mean())
+    assert baseline["ratio"] == pytest.approx(exact)
+    assert baseline["low"] < exact < baseline["high"]
+    assert figures.timing_table(own.drop(columns="native_seconds"), declaration).empty
+
+
+def test_target_curves_end_below_one_hundred_per_cent_where_runs_missed(own, declaration):
+    axes = figures.targets(own, declaration).axes[0]
+    ends = [line.get_ydata()[-1] for line in axes.lines]
+    assert ends == pytest.approx([100 * 4 / 6] * 2)
+
+
+def test_profiles_need_many_settings(own, declaration):
+    with pytest.raises(ValueError, match="3 conditions are too few"):
+        figures.profiles(own, declaration, "optimizer")
+
+
+def test_drawing_leaves_the_callers_theme_alone(own, declaration):
+    before = dict(mpl.rcParams)
+    figures.levels(own, declaration)
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory):
+    records = Records(tmp_path_factory.mktemp("crossed"))
+    synthetic.write_crossed(records, synthetic.EPIDEMIC, ["cell", "history", "depth"], seeds=4)
+    return gather(records, "epidemic", "quick")
+
+
+def test_a_factorial_report_shows_interactions_heat_maps_and_profiles(crossed):
+    names = {drawing.name for drawing in figures.draw(crossed)}
+    assert {"epidemic_interactions", "epidemic_heat_map", "epidemic_profiles"} <= names
+    strongest = interactions(crossed.runs, crossed.declaration, "error").sort_values("mean", key=abs).iloc[-1]
+    assert (strongest["level"], strongest["other_level"]) == ("lstm", "2")
+
+
+def test_a_study_supplies_a_figure_of_its_own(crossed, monkeypatch):
+    module = ModuleType("figures_of_mine")
+    module.mine = lambda evidence: Drawing(
+        "epidemic_mine", "Mine", "A caption.", "A figure.", Figure(), "mine(evidence)"
+    )
+    module.nothing = lambda evidence: None
+    monkeypatch.setitem(sys.modules, "figures_of_mine", module)
+    named = crossed.declaration | {"figures": ["figures_of_mine:mine", "figures_of_mine:nothing"]}
+    drawings = figures.draw(replace(crossed, declaration=named))
+    assert drawings[-1].name == "epidemic_mine"
+    with pytest.raises(ValueError, match="no figure 'forecast'; a study may name forecasts"):
+        figures.draw(replace(crossed, declaration=crossed.declaration | {"figures": ["forecast"]}))
