@@ -50,10 +50,12 @@ class Ensemble:
     """Models of one shape, each with its own data, weights, optimiser state and random streams.
 
     The streams are derived from the run's seed alone, so that a seed has the same data order, augmentation and dropout
-    in every condition, and the same initial weights where the model draws them alike; `pairing` has hashes of them per
-    run. Runs may differ in seed, learning rate, clipping and what their task calls `per_model`. Raises `ValueError` if
-    they differ in the shapes of their training data. A model that draws random numbers in its forward pass is refused
-    by `torch.vmap`, since those draws would depend on who trains beside it; `models.Dropout` serves instead.
+    in every condition, and the same initial weights where the model draws them alike. Runs may differ in seed, learning
+    rate, clipping and what their task calls `per_model`.
+
+    Raises `ValueError` if they differ in the shapes of their training data. A model that draws random numbers in its
+    forward pass is refused by `torch.vmap`, since those draws would depend on who trains beside it; `models.Dropout`
+    serves instead.
     """
 
     def __init__(self, configurations: Sequence[Configuration], task_type: type[Task]) -> None:
@@ -67,12 +69,22 @@ class Ensemble:
         for task, configuration in zip(self.tasks, configurations, strict=True):
             models.append(fresh_model(task, configuration.seed))
         self._model = models[0]
-        self._order = [_generator(c.seed, "order") for c in configurations]
-        self._augmentation = [_generator(c.seed, "augmentation") for c in configurations]
-        self.pairing = list(map(_pairing, self.tasks, models, self._order, self._augmentation))
+        self._order = [stream(c.seed, "order") for c in configurations]
+        self._augmentation = [stream(c.seed, "augmentation") for c in configurations]
+        self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
         self._parameters, self._buffers = stack_module_state(models)
         self._optimizer = Adam(list(self._parameters.values()), _per_model(configurations, "learning_rate"))
         self._clip = _per_model(configurations, "clip", absent=math.inf)
+
+    def pairing(self, member: int) -> dict[str, str]:
+        """Hashes of what runs of one seed share."""
+        task, seed = self.tasks[member], self.configurations[member].seed
+        return {
+            "split": _digest(*task.split),
+            "order": _digest(torch.randperm(len(task.train_inputs), generator=stream(seed, "order"))),
+            "augmentation": _digest(stream(seed, "augmentation").get_state()),
+            "weights": self._initial_weights[member],
+        }
 
     @cached_property
     def complexity(self) -> Complexity:
@@ -214,7 +226,7 @@ def _try_together(
     """The trained ensemble with its learning curves and divergences, or the traceback of what went wrong."""
     try:
         ensemble = Ensemble(configurations, task_type)
-        return ensemble, *_learn(ensemble, report)
+        return ensemble, *learn(ensemble, report)
     except Exception:  # noqa: BLE001 -- whatever a study raises belongs in its record
         return f"training raised:\n{traceback.format_exc()}"
 
@@ -224,7 +236,7 @@ def environment() -> dict[str, Any]:
     return {**_machine(), "threads": torch.get_num_threads(), "date": datetime.now(UTC).isoformat()}
 
 
-def _learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int, str]]:
+def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int, str]]:
     """Each member's learning curve, and the message of those that diverged."""
     keys = [configuration.key for configuration in ensemble.configurations]
     curves: list[list[Row]] = [[] for _ in keys]
@@ -265,7 +277,7 @@ def _finish(
         environment=environment(),
         curve=pd.DataFrame(rows) if rows else None,
     )
-    result = partial(Result, pairing=ensemble.pairing[member])
+    result = partial(Result, pairing=ensemble.pairing(member))
     responses: dict[str, float] = asdict(ensemble.complexity)
     if member in diverged:
         save(result("diverged", responses, diverged[member]))
@@ -279,19 +291,6 @@ def _finish(
     responses["epochs_to_converge"] = _epochs_to_converge(rows)
     save(result("done", responses), predictions=predictions)
     return "done"
-
-
-def _pairing(
-    task: Task, model: torch.nn.Module, order: torch.Generator, augmentation: torch.Generator
-) -> dict[str, str]:
-    """Hashes of what runs of one seed share; the generators are left as they are."""
-    first_order = torch.randperm(len(task.train_inputs), generator=order.clone_state())
-    return {
-        "split": _digest(*task.split),
-        "order": _digest(first_order),
-        "augmentation": _digest(augmentation.get_state()),
-        "weights": _digest(*(parameter.detach() for parameter in model.parameters())),
-    }
 
 
 def _digest(*arrays: np.ndarray | torch.Tensor) -> str:
@@ -331,7 +330,7 @@ def _derived_seed(seed: int, stream: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{stream} {seed}".encode()).digest()[:7], "big")
 
 
-def _generator(seed: int, stream: str) -> torch.Generator:
+def stream(seed: int, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(_derived_seed(seed, stream))
 
 

@@ -21,7 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,20 +41,28 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "pandas"])
 
 
-def kills_at_random_moments(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
+@dataclass(frozen=True)
+class Reference:
+    """What is left when nothing happens: the table that every other must equal, and the time it takes."""
+
+    table: pd.DataFrame
+    seconds: float
+
+
+def kills_at_random_moments(count: int, reference: Reference, draw: random.Random) -> str:
     """A process that trains is killed, again and again, until its folder is complete all the same."""
     kills = folders = 0
     while kills < count:
         with _folder() as root:
             folders += 1
-            while kills < count and _start(_train_all, root).killed_after(draw.uniform(0, 0.6)):
+            while kills < count and _start(_train_all, root).killed_after(draw.uniform(0, reference.seconds)):
                 kills += 1
                 _check_scan(root)
             _check_resumed(root, reference)
     return f"{kills} kills at random moments of a training process, in {folders} folders"
 
 
-def kills_of_the_command(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
+def kills_of_the_command(count: int, reference: Reference, draw: random.Random) -> str:
     """Any process of `ablate run` is killed: the command itself, the server that forks workers, or a worker."""
     victims: Counter[str] = Counter()
     while victims.total() < count:
@@ -77,7 +85,7 @@ def kills_of_the_command(count: int, reference: pd.DataFrame, draw: random.Rando
     return f"{victims.total()} kills of a process of `ablate run`: " + _listed(victims)
 
 
-def kills_at_write_points(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
+def kills_at_write_points(count: int, reference: Reference, draw: random.Random) -> str:
     """A process is killed at a named point of writing one of a record's files, `count` times at each point."""
     files: Counter[str] = Counter()
     for point in POINTS:
@@ -93,7 +101,7 @@ def kills_at_write_points(count: int, reference: pd.DataFrame, draw: random.Rand
     return f"{count} kills at each of {', '.join(POINTS)}: " + _listed(files)
 
 
-def torn_files(offsets: int, reference: pd.DataFrame, draw: random.Random) -> str:
+def torn_files(offsets: int, reference: Reference, draw: random.Random) -> str:
     """Every file of a record is cut at its start, its end, and at random offsets; each is named and done again."""
     cuts = 0
     with _folder() as whole:
@@ -114,7 +122,7 @@ def torn_files(offsets: int, reference: pd.DataFrame, draw: random.Random) -> st
     return f"{cuts} torn files"
 
 
-def full_disks(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
+def full_disks(count: int, reference: Reference, draw: random.Random) -> str:
     """No file may grow beyond so many bytes; then, as root, a file system without room. Each is named, none fatal."""
     ways: Counter[str] = Counter()
     for limit in [0, 100, *(draw.randrange(200, 900) for _ in range(count - 2))]:
@@ -137,7 +145,7 @@ def full_disks(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
     return f"{ways.total()} full disks: " + _listed(ways)
 
 
-def read_only_folder(reference: pd.DataFrame) -> str:
+def read_only_folder(reference: Reference) -> str:
     """Who may not write is told so, and what is there is kept."""
     with _folder() as root:
         _start(_train_all, root).succeed()
@@ -152,7 +160,7 @@ def read_only_folder(reference: pd.DataFrame) -> str:
     return "1 read-only folder"
 
 
-def rivals(rounds: int, writers: int, reference: pd.DataFrame) -> str:
+def rivals(rounds: int, writers: int, reference: Reference) -> str:
     """Several processes do the whole grid in one folder at once, each in an order of its own."""
     for _ in range(rounds):
         with _folder() as root:
@@ -163,11 +171,11 @@ def rivals(rounds: int, writers: int, reference: pd.DataFrame) -> str:
     return f"{rounds} rounds of {writers} concurrent writers"
 
 
-def jumping_clocks(count: int, reference: pd.DataFrame, draw: random.Random) -> str:
+def jumping_clocks(count: int, reference: Reference, draw: random.Random) -> str:
     """The clock jumps by years between runs, and files carry dates of the future and of the past."""
     for _ in range(count):
         with _folder() as root:
-            _start(_train_all, root).killed_after(draw.uniform(0.1, 0.5))
+            _start(_train_all, root).killed_after(draw.uniform(0, reference.seconds))
             for path in root.rglob("*"):
                 os.utime(path, (moment := time.time() + draw.uniform(-1e9, 1e9), moment))
             _start(_train_all_at, root, draw.uniform(-1e9, 1e9)).succeed()
@@ -188,11 +196,11 @@ def want_of_memory() -> str:
     return f"1 want of memory: 8 runs done in ensembles of {', '.join(map(str, sizes))}"
 
 
-def uninterrupted() -> pd.DataFrame:
-    """The table that every other must equal."""
+def uninterrupted() -> Reference:
     with _folder() as root:
-        _start(_train_all, root).succeed()
-        return _results(root)
+        child, start = _start(_train_all, root), time.monotonic()
+        child.succeed()
+        return Reference(_results(root), time.monotonic() - start)
 
 
 class _start:
@@ -290,14 +298,14 @@ def _train_hoarders(root: Path) -> None:
     """8 runs that hold 64 MiB each, where 400 MiB are left."""
     from ablations import training
 
-    learn = training._learn
+    learn = training.learn
 
     def learn_and_note(ensemble, report):
         with open(root.parent / "sizes", "a") as file:
             file.write(f"{len(ensemble.tasks)}\n")
         return learn(ensemble, report)
 
-    training._learn = learn_and_note
+    training.learn = learn_and_note
     preset = replace(planted.STUDY.presets["quick"], settings=planted.DEFAULTS | {"hoard": 64})
     study = replace(planted.STUDY, presets={"quick": preset})
     (job,) = plan_study(study, "quick", ["width=four"], 8, Records(root), 1).jobs
@@ -378,7 +386,7 @@ def _check_scan(root: Path) -> None:
         Records(root).states()
 
 
-def _check_resumed(root: Path, reference: pd.DataFrame, lost: frozenset[str] | set[str] = frozenset()) -> None:
+def _check_resumed(root: Path, reference: Reference, lost: frozenset[str] | set[str] = frozenset()) -> None:
     """Resume, then compare with the uninterrupted table; `lost` are the runs whose records were torn on purpose."""
     before = _finished(root)
     noted = root.parent / "saved"
@@ -392,7 +400,7 @@ def _check_resumed(root: Path, reference: pd.DataFrame, lost: frozenset[str] | s
         raise AssertionError(f"{len(after) - len(before)} runs were left to do, but saved were {dict(saved)}")
     if not lost <= saved.keys():
         raise AssertionError(f"the torn records of {lost - saved.keys()} were not done again")
-    pd.testing.assert_frame_equal(_results(root), reference, rtol=1e-11)
+    pd.testing.assert_frame_equal(_results(root), reference.table, rtol=1e-11)
 
 
 def _expect_warning(root: Path, words: str) -> None:

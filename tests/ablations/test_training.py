@@ -137,7 +137,7 @@ def test_every_condition_of_a_study_is_paired_by_seed(name, tmp_path):
     study = studies.load(name)
     plan = plan_study(study, "smoke", [], 2, Records(tmp_path), workers=1)
     for of_seed in zip(*plan.runs.values(), strict=True):
-        pairings = [Ensemble([run], study.task).pairing[0] for run in of_seed]
+        pairings = [Ensemble([run], study.task).pairing(0) for run in of_seed]
         for what in ("split", "order", "augmentation"):
             assert len({pairing[what] for pairing in pairings}) == 1, what
 

@@ -1,0 +1,126 @@
+"""Whole runs of a study, trained as one ensemble against one by one on torch.nn: `pytest --benchmark -k ensemble`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+import recurve
+from ablations import studies
+from ablations.complexity import complexity
+from ablations.design import Task
+from ablations.records import Configuration
+from ablations.training import PREDICT_ROWS, Ensemble, fresh_model, learn, stream
+from bench.cases import Case
+from bench.protocol import NATIVE, OURS, Competitor, Problem
+
+FEWER = {  # so that a block takes seconds: steps and model are those of the quick preset
+    "epidemic": {"train_epidemics": 100, "validation_epidemics": 25, "test_epidemics": 25, "epochs": 2},
+    "vision": {"train_images": 320, "validation_images": 80, "test_images": 80, "shifted_images": 16, "epochs": 1},
+}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All seeds of a study's baseline: same data, order, augmentation, optimizer and validation on both sides.
+
+    Left out is what is the same code on both sides, once per run: making the data, and the evaluation at the end.
+    """
+
+    study: str
+    seeds: int
+
+    @property
+    def group(self) -> str:
+        return "ensemble-runs"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.study}-E{self.seeds}"
+
+    @property
+    def flops(self) -> int:
+        """Of the training steps; validation comes on top."""
+        task, settings = self._task(0), self._settings
+        rows = len(task.train_inputs) // settings["batch_size"] * settings["batch_size"] * settings["epochs"]
+        return 3 * complexity(task, settings["batch_size"]).flops * rows * self.seeds
+
+    def problem(self) -> Problem:
+        tasks = [self._task(seed) for seed in range(self.seeds)]
+        settings = self._settings
+
+        def one_by_one(tasks: Sequence[Task]) -> Competitor:
+            return Competitor(
+                lambda sample: [_run_alone(*numbered, settings) for numbered in enumerate(tasks)], _stacked
+            )
+
+        together = Competitor(lambda sample: self._run_together(tasks), _stacked)
+        competitors = {OURS: together, NATIVE: one_by_one(tasks)}
+        return Problem([(torch.arange(self.seeds),)], competitors, one_by_one(list(map(_double, tasks))))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        study = studies.load(self.study)
+        return study.settings("quick", study.baseline) | FEWER[self.study]
+
+    def _task(self, seed: int) -> Task:
+        return studies.load(self.study).task(self._settings, seed)
+
+    def _run_together(self, tasks: Sequence[Task]) -> list[Tensor]:
+        """Validation losses (epochs,) of every run."""
+        runs = [Configuration(self.study, "", "", "", self._settings, {}, seed) for seed in range(self.seeds)]
+        ensemble = Ensemble(runs, cast(type[Task], lambda settings, seed: tasks[seed]))
+        curves, _ = learn(ensemble, lambda epoch, epochs, rows: None)
+        return [torch.tensor([row["validation_loss"] for row in curve]) for curve in curves]
+
+
+def _run_alone(seed: int, task: Task, settings: Mapping[str, Any]) -> Tensor:
+    """Validation losses (epochs,) of a run on torch's own layers."""
+    dtype = task.train_inputs.dtype
+    with recurve.backend("native"):
+        model = fresh_model(task, seed).to(dtype)
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
+        order, augmentation, losses = stream(seed, "order"), stream(seed, "augmentation"), []
+
+        @torch.no_grad()
+        def predict(inputs: Tensor) -> Tensor:
+            model.eval()
+            return torch.cat([model(rows.to(dtype)) for rows in inputs.split(PREDICT_ROWS)])
+
+        for _ in range(settings["epochs"]):
+            batches = torch.randperm(len(task.train_inputs), generator=order).split(settings["batch_size"])
+            model.train()
+            for rows in batches[: len(task.train_inputs) // settings["batch_size"]]:
+                outputs = model(task.augment(task.train_inputs[rows], augmentation))
+                loss = task.loss(outputs, task.train_targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                if "clip" in settings:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+                optimizer.step()
+            losses.append(task.validate(predict)["validation_loss"])
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def _double(task: Task) -> Task:
+    """The task with training data in float64."""
+    double = copy.copy(task)
+    double.train_inputs = task.train_inputs.double()
+    if task.train_targets.is_floating_point():
+        double.train_targets = task.train_targets.double()
+    return double
+
+
+def _stacked(losses: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.stack(list(losses))]
+
+
+@pytest.mark.parametrize("case", [Runs("epidemic", 32), Runs("vision", 8)], ids=lambda case: case.shape)
+def test_ensemble_runs(case: Case, measure: Callable[[Case], None]) -> None:
+    measure(case)
