@@ -27,6 +27,7 @@ def test_with_the_flag_only_benchmarks_run() -> None:
     assert {line.split("::")[0] for line in found} == {
         "bench/test_conv.py",
         "bench/test_ensemble.py",
+        "bench/test_ensemble_training.py",
         "bench/test_recurrent.py",
     }
 
