@@ -67,8 +67,12 @@ def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
             parts = [f"### {heading(chapter.label)}", f"Baseline: {chapter.baseline}. {chapter.absent}"]
             for card in chapter.cards:
                 verdict = f"**{card.verdict.capitalize()}.** " if card.verdict else ""
-                parts += [f"**{card.trying}**", *card.effects, f"{verdict}{card.conclusion}"]
+                parts += [f"**{card.trying}**", *card.effects, f"{verdict}{card.conclusion}", " ".join(card.details)]
             cells.append(new_markdown_cell("\n\n".join(parts)))
+    if story.design:
+        cells.append(new_markdown_cell("\n\n".join(["### Together", *story.design])))
+    if evidence.crossed:
+        cells.append(new_code_cell("evidence.interactions.round(4)"))
     for drawing, _ in section.drawings:
         cells.append(new_markdown_cell(f"### {drawing.title}\n\n{drawing.caption}"))
         cells.append(new_code_cell(drawing.code))

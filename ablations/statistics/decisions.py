@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,12 +74,15 @@ def seeds_to_decide(sd: float, margin: float, alpha: float = ALPHA) -> int | Non
     """
     if not sd > 0:
         return None
-    n = np.arange(2, MOST_SEEDS + 1)
-    shift = margin * np.sqrt(n) / sd
-    detect = stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, shift)
-    confirm = 2 * stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift) - 1
-    enough = n[np.minimum(detect, confirm) >= POWER]
-    return int(enough[0]) if len(enough) else None
+
+    def decides(n: int) -> bool:
+        shift = margin * math.sqrt(n) / sd
+        detect = stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, shift)
+        confirm = 2 * stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift) - 1
+        return bool(min(detect, confirm) >= POWER)
+
+    n = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=decides)
+    return n if n <= MOST_SEEDS else None
 
 
 def judge(

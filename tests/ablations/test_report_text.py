@@ -137,6 +137,7 @@ def test_every_other_number_in_the_text_can_be_recomputed_from_the_csv(story):
             else:
                 by = 100 if response["unit"] == "%" else 1
                 interval = stats.ttest_rel(x, y).confidence_interval(0.95)
+                exact.append(100 * math.sqrt(abs(x.mean() * (1 - x.mean())) / synthetic.TEST_EXAMPLES))
                 exact += [by * v for v in ((x - y).mean(), interval.low, interval.high, x.mean(), y.mean())]
         text = re.sub(r"95 % interval|p [<=] [\d.]+", "", " ".join(card.effects))
         for found in re.findall(NUMBER, text):

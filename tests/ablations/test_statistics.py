@@ -445,3 +445,29 @@ def test_interval_of_the_share_reached_covers_also_with_few_runs_and_under_censo
         row = found[found["time"] <= 1.0].iloc[-1]
         covered.append(row["low"] <= 1 - math.exp(-1) <= row["high"] or row["time"] == 0.0)
     assert np.mean(covered) >= 0.93
+
+
+def null_study(seed: int, n: int = 6) -> tuple[pd.DataFrame, dict]:
+    """Six hypotheses of three kinds, none of which is true of anything, over seeds that share most of their noise."""
+    rng = np.random.default_rng(seed)
+    names = [f"level {k}" for k in range(6)]
+    shared = rng.normal(size=n)
+    rows = [
+        {"choice": name, "seed": k, "status": "done", "score": shared[k] + 0.3 * rng.normal()}
+        for name in ["baseline", *names]
+        for k in range(n)
+    ]
+    kinds = ("better", "worse", "better", "worse", "better", "worse")
+    hypotheses = [{"trying": "it", "because": "why not", "expects": kind, "margin": 0.5} for kind in kinds]
+    levels = [{"name": "baseline", "hypothesis": None}]
+    levels += [{"name": name, "hypothesis": h} for name, h in zip(names, hypotheses, strict=True)]
+    score = {"name": "score", "label": "score", "kind": "accuracy", "better": "higher", "unit": ""}
+    return pd.DataFrame(rows), {"factors": [{"name": "choice", "levels": levels}], "responses": [score]}
+
+
+def test_studies_without_effects_support_a_hypothesis_in_at_most_5_of_100():
+    """Families share the baseline's runs, so their differences are correlated; Holm must hold all the same."""
+    words = [effects(*null_study(seed))["verdict"] for seed in range(80)]
+    decided = sum(word.isin(["supported", "contradicted"]).any() for word in words)
+    assert stats.binomtest(decided, len(words), ALPHA, alternative="greater").pvalue > 0.01
+    assert {"equivalent", "undecided"} <= set(pd.concat(words))

@@ -87,8 +87,12 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
                markerfacecolor="white" if word == "undecided" else c)
         for word, (c, m) in VERDICTS.items() if word and word in set(rows["verdict"])
     ]  # fmt: skip
-    handles.append(Patch(color=GRID, alpha=0.75, label="too small to matter"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4, handlelength=1.6)
+    if rows["margin"].notna().any():
+        handles.append(Patch(color=GRID, alpha=0.75, label="too small to matter"))
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4, handlelength=1.6
+        )
     return figure
 
 
