@@ -14,7 +14,7 @@ import pandas as pd
 
 from ablations.report.evidence import Evidence
 from ablations.report.numbers import MINUS, decimals, heading, number, scale, unit_of_difference, with_unit
-from ablations.statistics import binomial_error, mean_interval, one_factor_runs, proportion_interval
+from ablations.statistics import ALPHA, binomial_error, mean_interval, one_factor_runs, proportion_interval
 
 LATEX = {MINUS: "$-$", "±": r"$\pm$", "≥": r"$\geq$"}
 
@@ -86,9 +86,10 @@ def comparisons(evidence: Evidence) -> Table:
     labels = _labels(evidence)
     shown = [_comparison(row, responses[row["response"]], labels) for _, row in evidence.effects.iterrows()]
     note = (
-        "Level against baseline on the same seeds, with 95 % intervals. p is corrected: by Holm over the hypotheses in "
-        "the primary response, by Benjamini and Hochberg over everything else. Effect sizes are Hedges' g, in standard "
-        "deviations between seeds; better on is the share of seeds on which the level was."
+        "Level against baseline on the same seeds, with 95 % intervals. The primary response of a stated hypothesis has "
+        "a verdict, and p corrected by Holm. All else explores: better, worse or not detected, with p corrected by "
+        "Benjamini and Hochberg. Effect sizes are Hedges' g, in standard deviations between seeds; better on is the "
+        "share of seeds on which the level was."
     )
     return Table(
         f"{evidence.study}_effects",
@@ -173,8 +174,20 @@ def _comparison(row: pd.Series, response: Mapping[str, Any], labels: Mapping[str
         "p": _p(row["p_holm"] if is_planned else row["q"]),
         "Effect size": number(row["effect_size"], 2, sign=True) if math.isfinite(row["effect_size"]) else "",
         "Better on": f"{100 * row['improvement']:.0f} %" if math.isfinite(row["improvement"]) else "",
-        "Verdict": row["verdict"],
+        "Verdict": row["verdict"] or _explored(row, response),
     }
+
+
+def _explored(row: pd.Series, response: Mapping[str, Any]) -> str:
+    """What may be said where no hypothesis was stated before the run."""
+    if row["measure"] == "exact":
+        return (
+            "" if row["mean"] == 0 else "better" if (row["mean"] > 0) == (response["better"] == "higher") else "worse"
+        )
+    if not row["q"] <= ALPHA:
+        return "not detected" if math.isfinite(row["q"]) else ""
+    is_higher = row["mean"] > 0 or row["value"] > row["baseline"]
+    return "better" if is_higher == (response["better"] == "higher") else "worse"
 
 
 def change_texts(row: pd.Series, response: Mapping[str, Any]) -> dict[str, str]:

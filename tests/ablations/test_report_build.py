@@ -26,13 +26,11 @@ BUILD = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "recurve", "ablations.training", "ablations.models", "ablations.studies"):
+        if name in ("torch", "recurve", "ablations.training", "ablations.models", "ablations.studies.epidemic"):
             raise AssertionError(f"a report imports {name}")
 sys.meta_path.insert(0, Block())
-from pathlib import Path
-from ablations.records import Records
-from ablations.report import build
-print("\\n".join(build(Records(sys.argv[1]), Path(sys.argv[2]), "quick").lines))
+from ablations.cli import main
+sys.exit(main(["report", "--runs", sys.argv[1], "--out", sys.argv[2]]))
 """
 
 

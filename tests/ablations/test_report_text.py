@@ -74,6 +74,14 @@ def detectable(n, alpha):
     return optimize.brentq(lambda shift: stats.nct.sf(critical, n - 1, shift) - 0.8, 0, 100)
 
 
+def decides(n, size):
+    """Whether n seeds detect a shift of that many standard deviations, and confirm its absence, with 80 % power."""
+    alpha, shift = 0.05 / 7, size * math.sqrt(n)
+    detected = stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, shift)
+    confirmed = 2 * stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift) - 1
+    return min(detected, confirmed) >= 0.8
+
+
 def answers(records, key):
     arrays = records.predictions("vision", key)
     return arrays["label"], arrays["predicted"]
@@ -200,6 +208,35 @@ def test_reference_forecasts_are_compared_with_the_baseline_network(records):
     told = tell(gather(records, "epidemic", "quick"))
     assert told.references[0].startswith("The baseline network beats persistence")
     assert "log-quadratic extrapolation" in told.references[1]
+
+
+def test_comparisons_with_forecasts_without_a_network_can_be_recomputed(records):
+    told, runs = tell(gather(records, "epidemic", "quick")), records.table("epidemic")
+    for name, level in synthetic.conditions(synthetic.EPIDEMIC)[0].items():
+        runs = runs[runs[name] == level]
+    for column, sentence in zip(("persistence_error", "log_quadratic_error"), told.references, strict=True):
+        test = stats.ttest_rel(runs["error"], runs[column])
+        interval = test.confidence_interval(0.95)
+        exact = [(runs["error"] - runs[column]).mean(), interval.low, interval.high, 6, 95]
+        exact += [runs["error"].mean(), runs[column].mean()]
+        for found in re.findall(NUMBER, sentence):
+            assert any(shown(found, candidate) for candidate in exact), (found, sentence)
+
+
+def test_seeds_that_an_undecided_verdict_asks_for_can_be_recomputed(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.VISION, seeds=3)
+    evidence = gather(records, "vision", "quick")
+    asked = 0
+    for factor, card in cards(evidence.declaration, tell(evidence)):
+        match = re.search(r"About (\d+) more seeds? would", card.conclusion)
+        if match:
+            x, y = pairs(evidence.runs, evidence.declaration, factor, card.level, "accuracy")
+            needed = 3 + int(match[1])
+            assert not decides(needed - 1, 0.005 / (x - y).std())
+            assert decides(needed, 0.005 / (x - y).std())
+            asked += 1
+    assert asked
 
 
 def test_each_hypothesis_is_told_as_it_was_declared(story):

@@ -7,12 +7,13 @@ from importlib import import_module
 
 from ablations.report.evidence import Evidence, curve_measure
 from ablations.report.figures.comparisons import forest, levels
-from ablations.report.figures.interactions import heat_map, interaction_plot, profiles
+from ablations.report.figures.interactions import heat_map, interaction_plot, profiles, scores_by_level
 from ablations.report.figures.learning import learning_curves, targets
 from ablations.report.figures.studies import draw_forecasts, draw_shift_accuracy
 from ablations.report.figures.theme import Drawing, interval_text
 from ablations.report.figures.tradeoffs import timing_ratios, timing_table, tradeoff
-from ablations.report.numbers import heading, in_sentence, number, scale
+from ablations.report.numbers import heading, in_sentence, listing, number, scale
+from ablations.statistics import interquartile_mean
 from ablations.statistics.aggregate import FEWEST_CONDITIONS
 
 STUDY_FIGURES: dict[str, Callable[[Evidence], Drawing | None]] = {
@@ -166,12 +167,18 @@ def _profiles(evidence: Evidence) -> Drawing | None:
         return None
     many = found[found["settings"] >= FEWEST_CONDITIONS]
     factor = str(many.sort_values("mean", key=abs)["factor"].iloc[-1])
-    label = in_sentence(evidence.primary["label"])
+    label, by = in_sentence(evidence.primary["label"]), scale(evidence.primary)
+    scores = scores_by_level(evidence.done, evidence.declaration, factor, evidence.primary["name"])
+    middles = {level: interquartile_mean(of_level) for level, of_level in scores.items()}
+    texts = [
+        f"{level} {number(mean * by)} ({number(low * by)} to {number(high * by)})"
+        for level, (mean, low, high) in middles.items()
+    ]
     return Drawing(
         f"{evidence.study}_profiles",
         "Over all settings of the other factors",
         f"Performance profiles: share of runs at least as good as a value of {label}, over every setting of the other "
-        "factors, with 95 % intervals from resampling seeds.",
+        f"factors, with 95 % intervals from resampling seeds. Interquartile means: {listing(texts)}.",
         f"Curves of the share of runs that pass a value of {label}, a line per level of {factor}.",
         profiles(evidence.done, evidence.declaration, factor),
         f"figures.profiles(evidence.done, evidence.declaration, {factor!r})",

@@ -15,6 +15,7 @@ from ablations.report.figures.theme import (
     MUTED,
     WIDTH,
     level_colours,
+    present_levels,
     response_of,
     themed,
     wrapped,
@@ -101,17 +102,12 @@ def profiles(runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, re
     Bands are 95 % intervals from resampling seeds within conditions. ValueError below eight settings of the others.
     """
     chosen, levels = response_of(declaration, response), _factor(declaration, factor)
-    names = [f["name"] for f in declaration["factors"] if f["name"] in runs and f["name"] != factor]
-    data = runs[runs["status"] == "done"].astype({factor: str, chosen["name"]: float})
-    thresholds = np.quantile(data[chosen["name"]], np.linspace(0, 1, 120))
+    thresholds = np.quantile(runs.loc[runs["status"] == "done", chosen["name"]].astype(float), np.linspace(0, 1, 120))
     figure = Figure(figsize=(WIDTH, 3.4))
     axes = figure.add_subplot()
-    for name, colour in level_colours(levels).items():
-        mine = data[data[factor] == name]
-        if mine.empty:
-            continue
-        scores = mine.pivot_table(index=names, columns="seed", values=chosen["name"], aggfunc="first")
-        line = performance_profile(scores.dropna(axis="columns"), list(thresholds), chosen["better"])
+    colours = level_colours(levels)
+    for name, scores in scores_by_level(runs, declaration, factor, chosen["name"]).items():
+        colour, line = colours[name], performance_profile(scores, list(thresholds), chosen["better"])
         x = line["threshold"] * scale(chosen)
         axes.fill_between(x, 100 * line["low"], 100 * line["high"], color=colour, alpha=0.18, lw=0)
         axes.plot(x, 100 * line["share"], color=colour, lw=1.8, label=name)
@@ -119,6 +115,20 @@ def profiles(runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, re
     axes.set_ylabel(f"Runs {'above' if chosen['better'] == 'higher' else 'below'} (%)")
     axes.legend(title=heading(levels["label"]), title_fontsize=8.5)
     return figure
+
+
+def scores_by_level(
+    runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, response: str
+) -> dict[str, pd.DataFrame]:
+    """Per level of a factor, its scores: a row per setting of the other factors, a column per seed with all of them."""
+    names = [f["name"] for f in declaration["factors"] if f["name"] in runs and f["name"] != factor]
+    data = runs[runs["status"] == "done"].astype({factor: str, response: float})
+    return {
+        name: data[data[factor] == name]
+        .pivot_table(index=names, columns="seed", values=response, aggfunc="first")
+        .dropna(axis="columns")
+        for name in present_levels(data.assign(factor=factor, level=data[factor]), _factor(declaration, factor))
+    }
 
 
 def strongest_pairs(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str) -> list[tuple[str, str]]:
