@@ -86,8 +86,8 @@ def comparisons(evidence: Evidence) -> Table:
     labels = _labels(evidence)
     shown = [_comparison(row, responses[row["response"]], labels) for _, row in evidence.effects.iterrows()]
     note = (
-        "Level against baseline on the same seeds, with 95 % intervals. The primary response of a stated hypothesis has "
-        "a verdict, and p corrected by Holm. All else explores: better, worse or not detected, with p corrected by "
+        "Level against baseline on the same seeds, with 95 % intervals. The primary response of a stated hypothesis "
+        "has a verdict, and p corrected by Holm. All else explores: better, worse or not detected, with p corrected by "
         "Benjamini and Hochberg. Effect sizes are Hedges' g, in standard deviations between seeds; better on is the "
         "share of seeds on which the level was."
     )
@@ -180,11 +180,9 @@ def _comparison(row: pd.Series, response: Mapping[str, Any], labels: Mapping[str
 
 def _explored(row: pd.Series, response: Mapping[str, Any]) -> str:
     """What may be said where no hypothesis was stated before the run."""
-    if row["measure"] == "exact":
-        return (
-            "" if row["mean"] == 0 else "better" if (row["mean"] > 0) == (response["better"] == "higher") else "worse"
-        )
-    if not row["q"] <= ALPHA:
+    if row["measure"] == "exact" and row["mean"] == 0:
+        return ""
+    if row["measure"] != "exact" and not row["q"] <= ALPHA:
         return "not detected" if math.isfinite(row["q"]) else ""
     is_higher = row["mean"] > 0 or row["value"] > row["baseline"]
     return "better" if is_higher == (response["better"] == "higher") else "worse"
