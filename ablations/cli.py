@@ -264,6 +264,9 @@ def _summarise(
     now = outcome(counts) if counts else "nothing to do"
     console.print(f"{runs} runs, {runs - to_do} on record before; now: {now}, in {duration(seconds)}.", highlight=False)
     where = ["--runs", str(arguments.runs)]
+    if counts["elsewhere"]:
+        look = shlex.join(["ablate", "status", *where])
+        console.print(f"{counts['elsewhere']} are another process's: `{look}` shows how they get on.", highlight=False)
     if failed:
         why, again = shlex.join(["ablate", "export", *where]), shlex.join(["ablate", "retry", *where])
         console.print(f"{failed} failed. Why: `{why}`, column message. To try them again: {again}", highlight=False)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ablations.timing import Cost
 
 ENSEMBLE_LIMIT = 32  # runs trained together at most, even where memory allows more: a crash costs no more than these
+MEASURED_TOGETHER = 8  # runs at most: enough to cost about as much each as in a full ensemble
 MEMORY_SHARE = 0.8  # of the memory that is free, for all workers together
 PER_MODEL = frozenset({"learning_rate", "clip"})  # settings that training keeps apart for each model, whatever the task
 
@@ -59,7 +60,7 @@ class Plan:
     costs: Mapping[Condition, Cost | None] = field(default_factory=dict)
 
     def measured(self, workers: int) -> Plan:
-        """The same plan with costs, each measured on a few steps of as many runs of the condition as a job takes.
+        """The same plan with costs, each measured on a few steps of an ensemble of the condition.
 
         Jobs that would not fit into memory beside those of the other workers are divided.
         """
@@ -69,7 +70,7 @@ class Plan:
 
         costs: dict[Condition, Cost | None] = {}
         for condition, runs in self.runs.items():
-            sample = (self.to_do[condition] or runs[:1])[:ENSEMBLE_LIMIT]
+            sample = (self.to_do[condition] or runs[:1])[:MEASURED_TOGETHER]
             try:
                 costs[condition] = estimate_cost(sample, self.study.task)
             except Exception:  # noqa: BLE001 -- the run itself will record what a study raises

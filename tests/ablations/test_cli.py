@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
@@ -169,6 +170,25 @@ def test_retry_does_the_failed_runs_again_and_nothing_else(capsys, monkeypatch):
 def test_retry_without_failures_says_so(done, capsys):
     assert main(["retry"]) == 0
     assert "No run of planted is on record as failed" in capsys.readouterr().out
+
+
+def test_runs_of_another_process_are_left_to_it_and_said(capsys):
+    records = Records("runs")
+    (job, *_) = plan_study(planted.STUDY, "quick", ["width=eight"], 2, records, 1).jobs
+    with records.claim(job.configurations):
+        assert main(["run", *CHOICE]) == 0
+    out = capsys.readouterr().out
+    assert "now: 2 done, 2 elsewhere" in out
+    assert "2 are another process's: `ablate status --runs runs` shows how they get on." in out
+    assert "Another process still trains" in out
+
+
+def test_a_shell_is_offered_studies_then_factors_and_levels():
+    from ablations.cli import _complete_words
+
+    assert list(_complete_words("", Namespace(words=[]))) == ["planted"]
+    offered = list(_complete_words("", Namespace(words=["planted"])))
+    assert offered[:3] == ["width=four", "width=eight", "jitter=off"]
 
 
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
