@@ -69,6 +69,8 @@ def _median_clause(row: pd.Series, response: Mapping[str, Any]) -> str:
     ends = (number(row[side], _time_digits(row[side]), sign=True) for side in ("low", "high"))
     interval = f"95 % interval of the median difference {' to '.join(ends)}, " if bounded else ""
     numbers = f"({interval}n = {int(row['n'])}; {'; '.join([values, *missed])})"
+    if 2.0 / 2.0 ** row["n"] > ALPHA:
+        return f"not to be tested with {count(int(row['n']), 'seed')} in {label} {numbers}"
     if not detected:
         return f"no difference we could detect in {label} {numbers}"
     later = row["mean"] > 0 or row["value"] > row["baseline"]

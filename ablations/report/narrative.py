@@ -190,7 +190,10 @@ def _conclusion(row: pd.Series, evidence: Evidence) -> str:
     margin = f"{size:g}{unit_of_difference(response)}"
     margin = margin.removesuffix("s") if size == 1 and response["unit"] == "%" else margin
     if row["n"] == 0:
-        return "No seed has a finished run both of this level and of the baseline, so nothing can be concluded."
+        return (
+            "No seed has a finished run both of this level and of the baseline, so nothing can be concluded of "
+            f"{in_sentence(response['label'])}."
+        )
     if row["n"] == 1:
         return "One seed tells nothing of the spread between seeds: no interval, no test, no verdict. Run more seeds."
     if not row["sd"] > 0:
