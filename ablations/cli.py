@@ -102,7 +102,7 @@ def _do(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     for plan in plans:
-        records.declare(plan.study.declaration())
+        records.declare(plan.study.extended(plan.runs).declaration())
         records.plan(run for of_condition in plan.runs.values() for run in of_condition)
     if any(plan.jobs for plan in plans):
         counts = _run_jobs(plans, arguments, records, console)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -54,7 +54,25 @@ class Factor:
         return self.levels[0]
 
     def level(self, name: str) -> Level:
-        return find(name, {level.name: level for level in self.levels}, f"level of {self.name}")
+        """The level of that name; where every level sets one and the same setting to a number, any other number too."""
+        declared = {level.name: level for level in self.levels}
+        if name not in declared and (number := self._as_number(name)) is not None:
+            ((setting, _),) = self.baseline.settings.items()
+            same = [level for level in self.levels if level.settings[setting] == number]
+            return same[0] if same else Level(str(number), {setting: number})
+        return find(name, declared, f"level of {self.name}")
+
+    def _as_number(self, name: str) -> int | float | None:
+        """The number that `name` stands for, of the kind that all levels set; None if they set anything else."""
+        if any(level.settings.keys() != self.baseline.settings.keys() for level in self.levels):
+            return None
+        kinds = {type(value) for level in self.levels for value in level.settings.values()}
+        if len(self.baseline.settings) != 1 or not kinds <= {int, float}:
+            return None
+        try:
+            return int(name) if kinds == {int} else float(name)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,19 @@ class Study:
         for factor, level in condition.levels:
             settings.update(self.factor(factor).level(level).settings)
         return settings
+
+    def extended(self, conditions: Iterable[Condition]) -> Study:
+        """The study with the levels that the conditions set and it does not declare."""
+        chosen: dict[str, dict[str, None]] = {factor.name: {} for factor in self.factors}
+        for condition in conditions:
+            for name, level in condition.levels:
+                chosen[name][level] = None
+        factors = []
+        for factor in self.factors:
+            declared = {level.name for level in factor.levels}
+            new = tuple(factor.level(level) for level in chosen[factor.name] if level not in declared)
+            factors.append(replace(factor, levels=factor.levels + new))
+        return replace(self, factors=tuple(factors))
 
     def declaration(self) -> dict[str, Any]:
         """The study as plain data, for records: what a report needs to know without importing the study."""

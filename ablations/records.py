@@ -102,8 +102,15 @@ class Records:
         return self.status(configuration) in FINISHED
 
     def declare(self, declaration: Mapping[str, Any]) -> None:
-        """Keep the study's declaration beside its runs, so that a report needs nothing else."""
-        _write_json(self.root / declaration["name"] / "study.json", declaration)
+        """Keep the study's declaration beside its runs, so that a report needs nothing else.
+
+        Levels that an earlier command has added to the same version stay.
+        """
+        path = self.root / declaration["name"] / "study.json"
+        earlier = _read_json(path)
+        if earlier and earlier["version"] == declaration["version"]:
+            declaration = _with_levels_of(earlier, declaration)
+        _write_json(path, declaration)
 
     def plan(self, configurations: Iterable[Configuration]) -> None:
         """Keep which runs were asked for, so that `states` knows those that wait."""
@@ -260,6 +267,17 @@ class Records:
         row |= {"key": folder.name, "status": result["status"], "message": result["message"]}
         row |= config["levels"] | result["responses"] | (_read_json(folder / "timing.json") or {})
         return row | {f"pairing_{what}": digest for what, digest in result["pairing"].items()}
+
+
+def _with_levels_of(earlier: Mapping[str, Any], declaration: Mapping[str, Any]) -> dict[str, Any]:
+    """The declaration, and the levels that only the earlier one has, after those of their factor."""
+    before = {factor["name"]: factor["levels"] for factor in earlier["factors"]}
+    factors = []
+    for factor in declaration["factors"]:
+        names = {level["name"] for level in factor["levels"]}
+        added = [level for level in before.get(factor["name"], ()) if level["name"] not in names]
+        factors.append({**factor, "levels": [*factor["levels"], *added]})
+    return {**declaration, "factors": factors}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

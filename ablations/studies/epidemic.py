@@ -121,6 +121,8 @@ class EpidemicTask:
     per_model: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
+        if not 1 <= settings["history"] <= LONGEST_HISTORY:
+            raise ValueError(f"history {settings['history']} is not possible; allowed are 1 to {LONGEST_HISTORY} days")
         self.settings = settings
         generator = np.random.default_rng(seed)
         train, validation = settings["train_epidemics"], settings["validation_epidemics"]

@@ -5,6 +5,8 @@ from planted import DEFAULTS, STUDY
 
 from ablations.design import (
     DesignError,
+    Factor,
+    Level,
     all_pairs,
     choose_levels,
     full_factorial,
@@ -64,6 +66,29 @@ def test_all_pairs_cross_any_two_factors_and_never_three():
 def test_listed_conditions_set_the_levels_they_name():
     conditions = listed(STUDY, ["width=eight+jitter=on", "jitter=on", "jitter=on"])
     assert names(conditions) == ["width=four jitter=off", "width=eight jitter=on", "width=four jitter=on"]
+
+
+NUMBERS = Factor("rate", "rate", (Level("slow", {"rate": 0.1}), Level("fast", {"rate": 1.0})))
+
+
+def test_where_levels_are_numbers_any_other_may_be_set():
+    assert STUDY.factor("width").level("4") == STUDY.factor("width").baseline
+    assert STUDY.factor("width").level("6") == Level("6", {"width": 6})
+    assert NUMBERS.level("0.30") == Level("0.3", {"rate": 0.3})
+    assert choose_levels(STUDY, ["width=6,eight"]) == {"width": ("6", "eight")}
+
+
+@pytest.mark.parametrize(("factor", "name"), [(STUDY.factors[0], "6.5"), (STUDY.factors[2], "6"), (NUMBERS, "rapid")])
+def test_a_level_that_is_no_such_number_is_refused(factor, name):
+    with pytest.raises(DesignError, match=f"{name!r} is not a level of {factor.name}"):
+        factor.level(name)
+
+
+def test_levels_set_by_hand_are_declared_with_the_studys_own():
+    conditions = one_factor_at_a_time(STUDY, {"width": ("6",)})
+    extended = STUDY.extended(conditions)
+    assert [level.name for level in extended.factor("width").levels] == ["four", "eight", "6"]
+    assert extended.factors[1:] == STUDY.factors[1:]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from planted import STUDY
 
+from ablations.design import one_factor_at_a_time
 from ablations.records import Configuration, Records, RecordsError, Result
 
 RUN = Configuration("planted", "1", "1", "quick", {"width": 4}, {"width": "four"}, seed=0)
@@ -225,6 +226,13 @@ def test_ten_thousand_records_are_scanned_in_five_seconds(records, monkeypatch):
     assert len(records.table()) == 10_000
     assert scanned - start < 5
     assert time.process_time() - scanned < 10
+
+
+def test_levels_that_an_earlier_command_added_stay_declared(records):
+    records.declare(STUDY.extended(one_factor_at_a_time(STUDY, {"width": ("6",)})).declaration())
+    records.declare(STUDY.extended(one_factor_at_a_time(STUDY, {"width": ("5",)})).declaration())
+    levels = records.declaration("planted")["factors"][0]["levels"]
+    assert [level["name"] for level in levels] == ["four", "eight", "5", "6"]
 
 
 def test_a_study_without_runs_says_how_to_make_some(records):

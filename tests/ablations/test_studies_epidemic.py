@@ -216,3 +216,10 @@ def test_every_condition_makes_the_model_that_it_names(condition):
     assert len(model.head) == 1 + 2 * int(chosen["dense"])
     assert task.train_inputs.shape[1] == int(chosen["history"])
     assert model(task.train_inputs[:5]).shape == task.train_targets[:5].shape
+
+
+@pytest.mark.parametrize("history", [0, 29])
+def test_a_history_that_no_epidemic_has_is_refused(history):
+    settings = STUDY.settings("smoke", STUDY.baseline) | {"history": history}
+    with pytest.raises(ValueError, match=f"history {history} is not possible; allowed are 1 to 28 days"):
+        EpidemicTask(settings, 0)
