@@ -47,8 +47,6 @@ def choose(op: str, x: torch.Tensor, *, refusal: str | None = None, slower: bool
         batched, differentiated = _transforms()
     obstacle = "a torch.func derivative is being taken" if differentiated else refusal
     obstacle = obstacle or _extension.obstacle(op, x.device, x.dtype)
-    if obstacle is None and torch.is_autocast_enabled(x.device.type):
-        obstacle = "autocast is on"
     wanted = _backend == "fused" or (_backend == "auto" and (batched or not slower))
     if wanted and obstacle is None:
         return "fused"

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import torch
 
-FUSED_DTYPES = (torch.float32, torch.float64)
-OPS = ("lstm", "gru", "rnn", "conv_block")
+FULL = (torch.float32, torch.float64)
+HALF = (torch.bfloat16, torch.float16)  # in and out; the arithmetic is that of float32
+FUSED_DTYPES = {"lstm": FULL + HALF, "gru": FULL + HALF, "rnn": FULL + HALF, "conv_block": FULL}
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -25,6 +26,11 @@ def _load() -> tuple[ModuleType | None, str]:
 _C, _REASON = _load()
 
 
+def module() -> ModuleType | None:
+    """The compiled module, if it is there."""
+    return _C
+
+
 def has(op: str) -> bool:
     """Whether the loaded extension has this op."""
     return _C is not None and hasattr(torch.ops.recurve, op)
@@ -38,7 +44,7 @@ def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "this build of the extension lacks it; rebuild with `make build`"
     if device.type != "cpu":
         return f"no fused kernel for device {device.type}"
-    if dtype not in FUSED_DTYPES:
+    if dtype not in FUSED_DTYPES[op]:
         return f"no fused kernel for {dtype}"
     return None
 
@@ -55,9 +61,9 @@ def status() -> str:
         lines.append(f"extension: built for {build['devices']} against torch {build['torch']} by {build['compiler']}")
         lines.append(f"instruction set: {_C.instruction_set()} (has {', '.join(_C.instruction_sets())})")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    for op in OPS:
+    for op, dtypes in FUSED_DTYPES.items():
         for device in devices:
-            for dtype in FUSED_DTYPES:
+            for dtype in dtypes:
                 why = obstacle(op, torch.device(device), dtype)
                 where = "fused" if why is None else f"native ({why.split(':')[0]})"
                 lines.append(f"  {op:<10} {device:<4} {str(dtype).removeprefix('torch.'):<8} {where}")

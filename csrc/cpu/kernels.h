@@ -16,11 +16,16 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*task)(void* context, int64_t index), void* context);
 };
 
-enum class Cell : int { lstm = 0, gru = 1, rnn = 2 };
+// gru_before: the GRU whose reset gate acts before the product.
+enum class Cell : int { lstm = 0, gru = 1, rnn = 2, gru_before = 3 };
 
 // Gates per unit in the weights, and gradients per unit that the backward pass leaves.
-constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-constexpr int gradient_count(Cell cell) { return cell == Cell::rnn ? 1 : 4; }
+constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::rnn ? 1 : 3; }
+constexpr int gradient_count(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
+
+// Whether W x is best computed beside U h at each step. Else one product over all steps comes before: it reads the
+// weights once, which counts where a step has few sequences or the weights are larger than a second-level cache.
+constexpr bool fuses_input(int64_t batch, int64_t weight_bytes) { return batch >= 8 && weight_bytes <= 1 << 20; }
 
 struct SequenceShape {
   Cell cell;
@@ -35,9 +40,14 @@ struct SequenceShape {
 template <class T>
 struct SequenceForward {
   SequenceShape shape;
-  T* gates;          // (E, T, B, gates H): in: W x + biases; out, if kept: the activated gates
-  T* aux;            // LSTM: cell states (E, T, B, H), or the running one (E, B, H) if not kept;
-                     // GRU: the recurrent part of n (E, T, B, H), if kept
+  const T* x;        // (T, B, I) if shared, else (E, T, B, I); null: `gates` holds W x + biases
+  int64_t inputs;    // I
+  bool shared;       // all models read the same x
+  const T* w_ih;     // (E, gates H, I)
+  const T* bias;     // (E, gates H), beside x: what is added to W x + U h; or null
+  T* gates;          // (E, T, B, gates H): out, if kept: the activated gates; null if neither in nor kept
+  T* aux;            // LSTM: cell states; GRU: the recurrent part of n; gru_before: r h'. (E, T, B, H) if kept, else
+                     // the running one (E, B, H), null for a GRU
   bool keep;         // leave in `gates` and `aux` what the backward pass needs
   const T* w_hh;     // (E, gates H, H)
   const T* bias_n;   // GRU: hidden bias of n (E, H), or null
@@ -52,10 +62,11 @@ struct SequenceBackward {
   const T *gates, *aux, *y;  // as the forward pass left them
   const T* w_hh;
   const T *h0, *c0;
-  const T* dy;           // (E, T, B, H), or null: zero
-  const T *dh_n, *dc_n;  // (E, B, H), or null: zero
-  T* dgates;             // (E, T, B, gradients H): LSTM i, f, g, o; GRU n from the input, r, z, n from the state
-  T *dh0, *dc0;          // (E, B, H)
+  const T* dy;                 // (E, T, B, H), or null: zero
+  const T *dh_n, *dc_n;        // (E, B, H), or null: zero
+  T* dgates;                   // (E, T, B, gradients H), as the gates; GRU: n from the input, r, z, n from the state
+  T *dh0, *dc0;                // (E, B, H)
+  T *dh_squares, *dc_squares;  // (E, T, B), zero before, or null: squared norms of the gradients of each step's state
 };
 
 // c = a b + bias, or c += a b, for each of `batch` products: a (M, K) and b (K, N) by strides, c (M, N) with unit

@@ -28,6 +28,12 @@ RECURVE_INLINE RowStep row_step(const SequenceShape& s, int64_t t, int64_t b) {
   return {t < length, t == start, t == end, s.resets != nullptr && s.resets[t * s.batch + b]};
 }
 
+// What lies `offset` elements on, or null where there is nothing.
+template <class T>
+RECURVE_INLINE T* part(T* tensor, int64_t offset) {
+  return tensor == nullptr ? nullptr : tensor + offset;
+}
+
 // Rows of one model, [first, first + count), as tasks: all models, in parts where the models alone would leave threads
 // idle.
 template <class F>
@@ -43,44 +49,66 @@ void for_row_parts(const SequenceShape& s, const Parallel& parallel, F&& f) {
 }
 
 // ---------------------------------------------------------------------------------------------------- forward
+//
+// A step runs in one or two stages: for each vector of units, the products of some gates, then what they lead to.
 
-// Packs w_hh (gates H, H) for blocks of U vectors of units: panel[block][k][gate][u][lane], zero past H.
-template <class T, int GATES, int U>
+// Packs (w_ih | w_hh) of a stage's gates for blocks of U vectors of units: panel[block][k][gate][u][lane], zero past H.
+template <class T, class Stage, int U>
 void pack_forward(const SequenceForward<T>& s, T* packed, const Parallel& parallel) {
-  const int64_t H = s.shape.hidden, width = U * lanes<T>, blocks = divide_up(H, width);
+  constexpr int GATES = Stage::gates;
+  const int64_t H = s.shape.hidden, I = s.x == nullptr ? 0 : s.inputs, width = U * lanes<T>;
+  const int64_t blocks = divide_up(H, width), all = gate_count(s.shape.cell) * H;
   parallel_for(parallel, s.shape.models * blocks, [&](int64_t task) {
     const int64_t model = task / blocks, block = task % blocks;
-    const T* w = s.w_hh + model * GATES * H * H;
-    T* panel = packed + task * H * GATES * width;
-    const int64_t units = least(width, H - block * width);
+    T* panel = packed + task * (I + H) * GATES * width;
     for (int64_t gate = 0; gate < GATES; ++gate)
-      for (int64_t unit = 0; unit < width; unit += lanes<T>)
-        transpose_rows(w + (gate * H + block * width + unit) * H, H, least(lanes<T>, units - unit), H,
-                       panel + gate * width + unit, GATES * width);
+      for (int64_t unit = block * width; unit < (block + 1) * width; unit += lanes<T>) {
+        const int64_t row = model * all + (Stage::first_gate + gate) * H + unit, units = least(lanes<T>, H - unit);
+        T* to = panel + gate * width + unit - block * width;
+        transpose_rows(s.w_ih + row * I, I, units, I, to, GATES * width);
+        transpose_rows(s.w_hh + row * H, H, units, H, to + I * GATES * width, GATES * width);
+      }
   });
 }
 
-// One vector of units of one row: from the product with the weights to the new state.
+// Where one vector of units of one row lies; gates one after the other, H apart.
 template <class T>
 struct ForwardUnit {
-  T* gates;  // (gates H) of this step and row, at this unit
-  T* aux;    // (H), likewise
+  const T* added;     // W x + biases, or the biases alone where W x is in the product
+  int64_t added_row;  // from row to row
+  T* gates;           // or null
+  int64_t gates_row;
+  T* aux;
   T* y;
-  const T* h_before;
-  const T* c_before;
   const T* bias_n;
+  const T *h_before, *c_before;
   int64_t H, count;
+
+  RECURVE_INLINE_MEMBER ForwardUnit moved(int64_t row, int64_t unit, const T* h_row, const T* c_row) const {
+    return {added + row * added_row + unit,
+            added_row,
+            part(gates, row * gates_row + unit),
+            gates_row,
+            part(aux, row * H + unit),
+            y + row * H + unit,
+            part(bias_n, unit),
+            h_row + unit,
+            part(c_row, unit),
+            H,
+            H - unit};
+  }
 };
 
 struct LstmForward {
-  static constexpr int gates = 4;
+  static constexpr int first_gate = 0, gates = 4;
+  static constexpr bool splits = false;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
-                                           const Vector<T>* product) {
+                                           const Vector<T>* product, Vector<T>) {
     using V = Vector<T>;
-    const LstmGates<V> pre{product[0] + load(at.gates, at.count), product[1] + load(at.gates + at.H, at.count),
-                           product[2] + load(at.gates + 2 * at.H, at.count),
-                           product[3] + load(at.gates + 3 * at.H, at.count)};
+    const LstmGates<V> pre{product[0] + load(at.added, at.count), product[1] + load(at.added + at.H, at.count),
+                           product[2] + load(at.added + 2 * at.H, at.count),
+                           product[3] + load(at.added + 3 * at.H, at.count)};
     const LstmGates<V> gate = lstm_activate(pre);
     const V c = lstm_cell_state(gate, load(at.c_before, at.count));
     if (s.keep) {
@@ -95,160 +123,335 @@ struct LstmForward {
 };
 
 struct GruForward {
-  static constexpr int gates = 3;
+  static constexpr int first_gate = 0, gates = 3;
+  static constexpr bool splits = true;  // of n, W x stays apart from U h
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
-                                           const Vector<T>* product) {
+                                           const Vector<T>* product, Vector<T> n_input) {
     using V = Vector<T>;
     V n_hidden = product[2];
     if (at.bias_n != nullptr) n_hidden += load(at.bias_n, at.count);
     const GruGates<V> gate =
-        gru_activate(product[0] + load(at.gates, at.count), product[1] + load(at.gates + at.H, at.count),
-                     load(at.gates + 2 * at.H, at.count), n_hidden);
+        gru_activate(product[0] + load(at.added, at.count), product[1] + load(at.added + at.H, at.count),
+                     n_input + load(at.added + 2 * at.H, at.count), n_hidden);
     if (s.keep) {
       store(at.gates, gate.r, at.count);
       store(at.gates + at.H, gate.z, at.count);
       store(at.gates + 2 * at.H, gate.n, at.count);
       store(at.aux, n_hidden, at.count);
     }
-    store(at.y, gru_hidden_state(gate, load(at.h_before, at.count)), at.count);
+    store(at.y, gru_hidden_state(gate.z, gate.n, load(at.h_before, at.count)), at.count);
+  }
+};
+
+// The gates of a GRU whose reset acts before the product: r, z and the state that n will see.
+struct GruBeforeGatesForward {
+  static constexpr int first_gate = 0, gates = 2;
+  static constexpr bool splits = false;
+  template <class T>
+  static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>&, const ForwardUnit<T>& at,
+                                           const Vector<T>* product, Vector<T>) {
+    using V = Vector<T>;
+    const V r = sigmoid(product[0] + load(at.added, at.count));
+    store(at.gates, r, at.count);
+    store(at.gates + at.H, sigmoid(product[1] + load(at.added + at.H, at.count)), at.count);
+    store(at.aux, r * load(at.h_before, at.count), at.count);
+  }
+};
+
+struct GruBeforeStateForward {
+  static constexpr int first_gate = 2, gates = 1;
+  static constexpr bool splits = false;
+  template <class T>
+  static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
+                                           const Vector<T>* product, Vector<T>) {
+    using V = Vector<T>;
+    const V n = tanh(product[0] + load(at.added + 2 * at.H, at.count)), z = load(at.gates + at.H, at.count);
+    if (s.keep) store(at.gates + 2 * at.H, n, at.count);
+    store(at.y, gru_hidden_state(z, n, load(at.h_before, at.count)), at.count);
   }
 };
 
 struct RnnForward {
-  static constexpr int gates = 1;
+  static constexpr int first_gate = 0, gates = 1;
+  static constexpr bool splits = false;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
-                                           const Vector<T>* product) {
+                                           const Vector<T>* product, Vector<T>) {
     using V = Vector<T>;
     const T leak = static_cast<T>(s.shape.leak);
-    const V a = activate(product[0] + load(at.gates, at.count), s.shape.activation);
+    const V a = activate(product[0] + load(at.added, at.count), s.shape.activation);
     if (s.keep) store(at.gates, a, at.count);
     store(at.y, leak == 1 ? a : a * leak + load(at.h_before, at.count) * (1 - leak), at.count);
   }
 };
 
-template <class T, class CellForward, int U>
-void forward_rows(const SequenceForward<T>& s, const T* packed, int64_t model, int64_t row0, int64_t rows) {
-  constexpr int GATES = CellForward::gates, P = GATES * U;
-  const auto& shape = s.shape;
-  const int64_t T_ = shape.steps, B = shape.batch, H = shape.hidden, width = U * lanes<T>;
-  const bool has_cell = shape.cell == Cell::lstm, keeps_aux = s.keep || !has_cell;
-  Scratch<T> zeros(H);
-  __builtin_memset(zeros, 0, H * sizeof(T));
-  Scratch<const T*> h_before(rows), c_before(rows);
-  Scratch<bool> active(rows);
-  auto row_at = [&](int64_t t, int64_t b) { return (model * T_ + t) * B + b; };
-  auto aux_at = [&](int64_t t, int64_t b) {
-    return s.aux == nullptr ? nullptr : s.aux + (keeps_aux ? row_at(t, b) : model * B + b) * H;
-  };
-  for (int64_t step = 0; step < T_; ++step) {
-    const int64_t t = time_of(shape, step), t_before = shape.reverse ? t + 1 : t - 1;
+// Some rows of one model, and where each stands at the present step.
+template <class T>
+struct ForwardRows {
+  const SequenceForward<T>& s;
+  int64_t model, row0, rows;
+  int64_t t = 0;
+  Scratch<T> zeros;
+  Scratch<const T*> x, h_before, c_before, reset_state;  // reset_state: r h' of a GRU whose reset acts before
+  Scratch<bool> active;
+
+  ForwardRows(const SequenceForward<T>& s, int64_t model, int64_t row0, int64_t rows)
+      : s(s),
+        model(model),
+        row0(row0),
+        rows(rows),
+        zeros(gate_count(s.shape.cell) * s.shape.hidden),
+        x(rows),
+        h_before(rows),
+        c_before(rows),
+        reset_state(rows),
+        active(rows) {
+    __builtin_memset(zeros, 0, gate_count(s.shape.cell) * s.shape.hidden * sizeof(T));
+  }
+
+  int64_t at(int64_t time, int64_t r) const { return (model * s.shape.steps + time) * s.shape.batch + row0 + r; }
+  int64_t state(int64_t r) const { return (model * s.shape.batch + row0 + r) * s.shape.hidden; }
+  T* aux(int64_t time, int64_t r) const {
+    return s.aux == nullptr ? nullptr : s.aux + (s.keep ? at(time, r) * s.shape.hidden : state(r));
+  }
+
+  // The first unit of the first row at the present step.
+  ForwardUnit<T> origin() const {
+    const int64_t H = s.shape.hidden, width = gate_count(s.shape.cell) * H;
+    T* gates = part(s.gates, at(t, 0) * width);
+    const T* biases = s.bias == nullptr ? zeros.get() : s.bias + model * width;
+    return {s.x == nullptr ? gates : biases,
+            s.x == nullptr ? width : 0,
+            gates,
+            width,
+            aux(t, 0),
+            s.y + at(t, 0) * H,
+            part(s.bias_n, model * H),
+            nullptr,
+            nullptr,
+            H,
+            H};
+  }
+
+  void go_to(int64_t step) {
+    const auto& shape = s.shape;
+    const int64_t H = shape.hidden;
+    t = time_of(shape, step);
+    const int64_t t_before = shape.reverse ? t + 1 : t - 1;
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = row0 + r;
-      const RowStep at = row_step(shape, t, b);
-      active[r] = at.active;
-      const bool zero = !at.active || at.reset;
-      h_before[r] = zero ? zeros.get() : at.first ? s.h0 + (model * B + b) * H : s.y + row_at(t_before, b) * H;
-      if (has_cell) c_before[r] = zero ? zeros.get() : at.first ? s.c0 + (model * B + b) * H : aux_at(t_before, b);
-      if (!at.active) __builtin_memset(s.y + row_at(t, b) * H, 0, H * sizeof(T));
-    }
-    for (int64_t unit0 = 0; unit0 < H; unit0 += width) {
-      const T* panel = packed + (model * divide_up(H, width) * width + unit0) * GATES * H;
-      for_row_tiles<most_rows<(P < 4 ? P : 4)>>(rows, [&]<int R>(int64_t r0) {
-        Vector<T> acc[R][P];
-        RECURVE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          RECURVE_UNROLL
-          for (int p = 0; p < P; ++p) acc[r][p] = zero_vector<T>();
-          const T* gates = s.gates + row_at(t, row0 + r0 + r) * GATES * H + unit0;
-          for (int g = 0; g < GATES; ++g) prefetch<U>(gates + g * H);
-        }
-        product<T, R, P>(acc, h_before + r0, panel, P * lanes<T>, H);
-        for (int r = 0; r < R; ++r) {
-          if (!active[r0 + r]) continue;
-          const int64_t b = row0 + r0 + r, row = row_at(t, b);
-          T* aux = aux_at(t, b);
-          for (int u = 0; u < U; ++u) {
-            const int64_t unit = unit0 + u * lanes<T>, count = H - unit;
-            if (count <= 0) break;
-            Vector<T> gate_products[GATES];
-            for (int g = 0; g < GATES; ++g) gate_products[g] = acc[r][g * U + u];
-            const ForwardUnit<T> at{s.gates + row * GATES * H + unit,
-                                    aux == nullptr ? nullptr : aux + unit,
-                                    s.y + row * H + unit,
-                                    h_before[r0 + r] + unit,
-                                    has_cell ? c_before[r0 + r] + unit : nullptr,
-                                    s.bias_n == nullptr ? nullptr : s.bias_n + model * H + unit,
-                                    H,
-                                    count};
-            CellForward::finish(s, at, gate_products);
-          }
-        }
-      });
+      const RowStep now = row_step(shape, t, row0 + r);
+      active[r] = now.active;
+      const bool zero = !now.active || now.reset;
+      h_before[r] = zero ? zeros.get() : now.first ? s.h0 + state(r) : s.y + at(t_before, r) * H;
+      c_before[r] = shape.cell != Cell::lstm ? nullptr
+                    : zero                   ? zeros.get()
+                    : now.first              ? s.c0 + state(r)
+                                             : aux(t_before, r);
+      if (shape.cell == Cell::gru_before) reset_state[r] = now.active ? aux(t, r) : zeros.get();
+      if (s.x != nullptr) x[r] = s.x + (s.shared ? t * shape.batch + row0 + r : at(t, r)) * s.inputs;
+      if (now.active) continue;
+      __builtin_memset(s.y + at(t, r) * H, 0, H * sizeof(T));
+      if (s.keep && s.aux != nullptr) __builtin_memset(aux(t, r), 0, H * sizeof(T));
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t b = row0 + r, state = (model * B + b) * H;
-    const int64_t length = shape.lengths == nullptr ? T_ : shape.lengths[b];
-    const int64_t t = shape.reverse ? 0 : length - 1;
-    __builtin_memcpy(s.h_n + state, length == 0 ? s.h0 + state : s.y + row_at(t, b) * H, H * sizeof(T));
-    if (has_cell) __builtin_memcpy(s.c_n + state, length == 0 ? s.c0 + state : aux_at(t, b), H * sizeof(T));
+
+  void leave_last_states() {
+    const int64_t H = s.shape.hidden;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t length = s.shape.lengths == nullptr ? s.shape.steps : s.shape.lengths[row0 + r];
+      const int64_t last = s.shape.reverse ? 0 : length - 1;
+      const T* h = length == 0 ? s.h0 + state(r) : s.y + at(last, r) * H;
+      __builtin_memcpy(s.h_n + state(r), h, H * sizeof(T));
+      if (s.shape.cell != Cell::lstm) continue;
+      __builtin_memcpy(s.c_n + state(r), length == 0 ? s.c0 + state(r) : aux(last, r), H * sizeof(T));
+    }
+  }
+};
+
+// One stage of the present step: the products with x and with `states`, then the stage's equations.
+template <class T, class Stage, int U>
+void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* states) {
+  constexpr int GATES = Stage::gates, P = GATES * U;
+  const SequenceForward<T>& s = rows.s;
+  const int64_t hidden = s.shape.hidden, inputs = s.x == nullptr ? 0 : s.inputs, width = U * lanes<T>;
+  packed += rows.model * divide_up(hidden, width) * width * GATES * (inputs + hidden);
+  const ForwardUnit<T> first = rows.origin();
+  for (int64_t unit0 = 0; unit0 < hidden; unit0 += width) {
+    for_row_tiles<most_rows<(P < 4 ? P : 4)>>(rows.rows, [&]<int R>(int64_t r0) {
+      const ForwardUnit<T> origin = first;  // a copy, which no store can be taken to change
+      const int64_t H = origin.H, I = inputs;
+      const T* panel = packed + unit0 * GATES * (I + H);
+      Vector<T> acc[R][P] = {}, split[Stage::splits ? R : 1][U] = {};
+      if (origin.gates != nullptr)
+        for (int r = 0; r < R; ++r)
+          for (int g = 0; g < GATES; ++g)
+            prefetch<U>(origin.gates + (r0 + r) * origin.gates_row + (Stage::first_gate + g) * H + unit0);
+      if (I > 0) {
+        product<T, R, P>(acc, rows.x + r0, panel, P * lanes<T>, I);
+        if constexpr (Stage::splits) {
+          RECURVE_UNROLL
+          for (int r = 0; r < R; ++r) {
+            RECURVE_UNROLL
+            for (int u = 0; u < U; ++u) {
+              split[r][u] = acc[r][(GATES - 1) * U + u];
+              acc[r][(GATES - 1) * U + u] = zero_vector<T>();
+            }
+          }
+        }
+      }
+      product<T, R, P>(acc, states + r0, panel + I * P * lanes<T>, P * lanes<T>, H);
+      for (int r = 0; r < R; ++r) {
+        const int64_t row = r0 + r;
+        if (!rows.active[row]) continue;
+        for (int u = 0; u < U && unit0 + u * lanes<T> < H; ++u) {
+          Vector<T> gate_products[GATES];
+          for (int g = 0; g < GATES; ++g) gate_products[g] = acc[r][g * U + u];
+          Stage::finish(s, origin.moved(row, unit0 + u * lanes<T>, rows.h_before[row], rows.c_before[row]),
+                        gate_products, split[Stage::splits ? r : 0][u]);
+        }
+      }
+    });
   }
 }
 
-template <class T, class CellForward, int U>
-void forward_blocks(const SequenceForward<T>& s, const Parallel& parallel) {
-  const auto& shape = s.shape;
-  const int64_t width = U * lanes<T>, padded = divide_up(shape.hidden, width) * width;
-  Scratch<T> packed(shape.models * padded * CellForward::gates * shape.hidden);
-  pack_forward<T, CellForward::gates, U>(s, packed, parallel);
-  for_row_parts(shape, parallel, [&](int64_t model, int64_t row0, int64_t rows) {
-    forward_rows<T, CellForward, U>(s, packed, model, row0, rows);
+// A stage with its packed weights.
+template <class T, class Stage, int U>
+class ForwardStage {
+ public:
+  ForwardStage(const SequenceForward<T>& s, const Parallel& parallel)
+      : packed_(s.shape.models * divide_up(s.shape.hidden, U * lanes<T>) * U * lanes<T> * Stage::gates *
+                (s.shape.hidden + (s.x == nullptr ? 0 : s.inputs))) {
+    pack_forward<T, Stage, U>(s, packed_, parallel);
+  }
+
+  void operator()(const ForwardRows<T>& rows, const T* const* states) const {
+    run_stage<T, Stage, U>(rows, packed_, states);
+  }
+
+ private:
+  Scratch<T> packed_;
+};
+
+// Runs `step(rows)` for each step of all rows.
+template <class T, class Step>
+void forward_steps(const SequenceForward<T>& s, const Parallel& parallel, const Step& step) {
+  for_row_parts(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count) {
+    ForwardRows<T> rows(s, model, row0, count);
+    for (int64_t i = 0; i < s.shape.steps; ++i) {
+      rows.go_to(i);
+      step(rows);
+    }
+    rows.leave_last_states();
+  });
+}
+
+template <class T, class Stage, int U>
+void forward_single_stage(const SequenceForward<T>& s, const Parallel& parallel) {
+  const ForwardStage<T, Stage, U> stage(s, parallel);
+  forward_steps(s, parallel, [&](const ForwardRows<T>& rows) { stage(rows, rows.h_before); });
+}
+
+template <class T, int U>
+void forward_gru_before(const SequenceForward<T>& s, const Parallel& parallel) {
+  const ForwardStage<T, GruBeforeGatesForward, U / 2> gates(s, parallel);
+  const ForwardStage<T, GruBeforeStateForward, U> state(s, parallel);
+  forward_steps(s, parallel, [&](const ForwardRows<T>& rows) {
+    gates(rows, rows.h_before);
+    state(rows, rows.reset_state);
   });
 }
 
 template <class T>
 void sequence_forward(const SequenceForward<T>& s, const Parallel& parallel) {
   if (s.shape.models == 0 || s.shape.batch == 0) return;
+  const bool wide = s.shape.hidden > 2 * lanes<T>;
   switch (s.shape.cell) {
     case Cell::lstm:
-      return forward_blocks<T, LstmForward, 1>(s, parallel);
+      return forward_single_stage<T, LstmForward, 1>(s, parallel);
     case Cell::gru:
-      return forward_blocks<T, GruForward, 1>(s, parallel);
+      return forward_single_stage<T, GruForward, 1>(s, parallel);
     case Cell::rnn:
-      return s.shape.hidden > 2 * lanes<T> ? forward_blocks<T, RnnForward, 4>(s, parallel)
-                                           : forward_blocks<T, RnnForward, 2>(s, parallel);
+      return wide ? forward_single_stage<T, RnnForward, 4>(s, parallel)
+                  : forward_single_stage<T, RnnForward, 2>(s, parallel);
+    case Cell::gru_before:
+      return wide ? forward_gru_before<T, 4>(s, parallel) : forward_gru_before<T, 2>(s, parallel);
   }
 }
 
 // ---------------------------------------------------------------------------------------------------- backward
+//
+// From the last step to the first: the gradients of a step's gates times the weights are those of the state before it.
 
-// Packs w_hh (gates H, H) for blocks of G vectors of columns: panel[block][k][g][lane], zero past H.
+// Packs rows [first_gate H, (first_gate + gates) H) of w_hh for blocks of G vectors of columns:
+// panel[block][k][g][lane], zero past H.
 template <class T, int G>
-void pack_backward(const SequenceBackward<T>& s, T* packed, const Parallel& parallel) {
-  const int64_t H = s.shape.hidden, K = gate_count(s.shape.cell) * H, width = G * lanes<T>;
-  const int64_t blocks = divide_up(H, width);
-  parallel_for(parallel, s.shape.models * blocks, [&](int64_t task) {
-    const T* w = s.w_hh + task / blocks * K * H + task % blocks * width;
-    T* panel = packed + task * K * width;
-    const int64_t columns = least(width, H - task % blocks * width);
-    if (columns < width) __builtin_memset(panel, 0, K * width * sizeof(T));
-    for (int64_t k = 0; k < K; ++k) __builtin_memcpy(panel + k * width, w + k * H, columns * sizeof(T));
-  });
+class BackwardWeights {
+ public:
+  BackwardWeights(const SequenceBackward<T>& s, int64_t first_gate, int64_t gates, const Parallel& parallel)
+      : blocks_(divide_up(s.shape.hidden, G * lanes<T>)),
+        depth_(gates * s.shape.hidden),
+        packed_(s.shape.models * blocks_ * depth_ * G * lanes<T>) {
+    constexpr int64_t width = G * lanes<T>;
+    const int64_t H = s.shape.hidden, all = gate_count(s.shape.cell) * H;
+    parallel_for(parallel, s.shape.models * blocks_, [&](int64_t task) {
+      const int64_t first = task % blocks_ * width, columns = least(width, H - first);
+      const T* w = s.w_hh + (task / blocks_ * all + first_gate * H) * H + first;
+      T* panel = packed_ + task * depth_ * width;
+      if (columns < width) __builtin_memset(panel, 0, depth_ * width * sizeof(T));
+      for (int64_t k = 0; k < depth_; ++k) __builtin_memcpy(panel + k * width, w + k * H, columns * sizeof(T));
+    });
+  }
+
+  const T* panel(int64_t model, int64_t unit0) const {
+    return packed_ + (model * blocks_ * G * lanes<T> + unit0) * depth_;
+  }
+  int64_t depth() const { return depth_; }
+
+ private:
+  int64_t blocks_, depth_;
+  Scratch<T> packed_;
+};
+
+template <class T>
+RECURVE_INLINE T sum_of_squares(Vector<T> v) {
+  T sum = 0;
+  for (int64_t i = 0; i < lanes<T>; ++i) sum += v[i] * v[i];
+  return sum;
 }
 
-// One vector of units of one row: from the gradient of the new state to those of the gates and the old state.
+// Where one vector of units of one row lies; gates and their gradients one after the other, H apart.
 template <class T>
 struct BackwardUnit {
-  const T *gates, *aux, *y;
-  const T *h_before, *c_before;
+  const T *gates, *aux, *y, *dy;  // aux and dy may be null
   T* dgates;
-  T *dh_carry, *dc_carry;  // in: what reaches this state beside the product; out: the same for the state before
+  int64_t gates_row, dgates_row;  // from row to row
+  T *dh_carry, *dc_carry;         // in: what reaches this state beside the product; out: the same for the state before
+  T *dh_squares, *dc_squares;     // of the row, or null: what the squares of the state's gradients are added to
+  const T *h_before, *c_before;
   int64_t H, count;
+
+  RECURVE_INLINE_MEMBER BackwardUnit moved(int64_t row, int64_t unit, const T* h_row, const T* c_row) const {
+    return {gates + row * gates_row + unit,
+            part(aux, row * H + unit),
+            y + row * H + unit,
+            part(dy, row * H + unit),
+            dgates + row * dgates_row + unit,
+            gates_row,
+            dgates_row,
+            dh_carry + row * H + unit,
+            part(dc_carry, row * H + unit),
+            part(dh_squares, row),
+            part(dc_squares, row),
+            part(h_row, unit),
+            part(c_row, unit),
+            H,
+            H - unit};
+  }
 };
 
 struct LstmBackward {
+  static constexpr bool carries_state = false;  // a path from state to state beside the weights
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceBackward<T>&, const BackwardUnit<T>& at, Vector<T> dh) {
     using V = Vector<T>;
@@ -261,11 +464,13 @@ struct LstmBackward {
     store(at.dgates + H, d.f, count);
     store(at.dgates + 2 * H, d.g, count);
     store(at.dgates + 3 * H, d.o, count);
-    store(at.dc_carry, dc, count);
+    store(at.dc_carry, dc * gates.f, count);
+    if (at.dc_squares != nullptr) *at.dc_squares += sum_of_squares<T>(dc);
   }
 };
 
 struct GruBackward {
+  static constexpr bool carries_state = true;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceBackward<T>&, const BackwardUnit<T>& at, Vector<T> dh) {
     using V = Vector<T>;
@@ -280,7 +485,22 @@ struct GruBackward {
   }
 };
 
+// The gradient of r follows once those of n are known for all units: see backward_reset.
+struct GruBeforeBackward {
+  static constexpr bool carries_state = true;
+  template <class T>
+  static RECURVE_INLINE_MEMBER void finish(const SequenceBackward<T>&, const BackwardUnit<T>& at, Vector<T> dh) {
+    const int64_t H = at.H, count = at.count;
+    const GruBeforeGradients<Vector<T>> d =
+        gru_before_backward(load(at.gates + H, count), load(at.gates + 2 * H, count), load(at.h_before, count), dh);
+    store(at.dgates + H, d.z, count);
+    store(at.dgates + 2 * H, d.n, count);
+    store(at.dh_carry, d.h_before, count);
+  }
+};
+
 struct RnnBackward {
+  static constexpr bool carries_state = true;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceBackward<T>& s, const BackwardUnit<T>& at, Vector<T> dh) {
     const T leak = static_cast<T>(s.shape.leak);
@@ -291,109 +511,186 @@ struct RnnBackward {
   }
 };
 
-template <class T, class CellBackward, int G>
-void backward_rows(const SequenceBackward<T>& s, const T* packed, int64_t model, int64_t row0, int64_t rows) {
-  const auto& shape = s.shape;
-  const int64_t T_ = shape.steps, B = shape.batch, H = shape.hidden, width = G * lanes<T>;
-  const int64_t gates = gate_count(shape.cell) * H, gradients = gradient_count(shape.cell) * H;
-  const int64_t skipped = gradients - gates;  // GRU: the gradient of n from the input does not pass the weights
-  const bool has_cell = shape.cell == Cell::lstm;
-  Scratch<T> zeros(H);
-  __builtin_memset(zeros, 0, H * sizeof(T));
-  Scratch<const T*> from_gates(rows), h_before(rows), c_before(rows);
-  Scratch<RowStep> now(rows), later(rows);
-  auto row_at = [&](int64_t t, int64_t b) { return (model * T_ + t) * B + b; };
-  auto state_at = [&](int64_t b) { return (model * B + b) * H; };
-  // dh0 and dc0 carry the gradients of the state from step to step.
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t state = state_at(row0 + r);
-    if (s.dh_n == nullptr)
-      __builtin_memset(s.dh0 + state, 0, H * sizeof(T));
-    else
-      __builtin_memcpy(s.dh0 + state, s.dh_n + state, H * sizeof(T));
-    if (!has_cell) continue;
-    if (s.dc_n == nullptr)
-      __builtin_memset(s.dc0 + state, 0, H * sizeof(T));
-    else
-      __builtin_memcpy(s.dc0 + state, s.dc_n + state, H * sizeof(T));
-  }
-  // Step `steps` stands for "after the last", step -1 for "before the first": there the state is h_n or h0.
-  for (int64_t step = T_ - 1; step >= -1; --step) {
-    const int64_t t = time_of(shape, step), t_before = shape.reverse ? t + 1 : t - 1;
-    const int64_t t_later = shape.reverse ? t - 1 : t + 1;
+// Some rows of one model, and where each stands at the present step. Step `steps` stands for "after the last", step -1
+// for "before the first": there the state is h_n or h0. dh0 and dc0 carry the gradients of the state from step to step.
+template <class T>
+struct BackwardRows {
+  const SequenceBackward<T>& s;
+  int64_t model, row0, rows;
+  int64_t step = 0, t = 0;
+  Scratch<T> zeros;
+  Scratch<const T*> later_gates, dn, h_before, c_before;  // dn: gradients of n, for a GRU whose reset acts before
+  Scratch<RowStep> now, later;
+
+  BackwardRows(const SequenceBackward<T>& s, int64_t model, int64_t row0, int64_t rows)
+      : s(s),
+        model(model),
+        row0(row0),
+        rows(rows),
+        zeros(s.shape.hidden),
+        later_gates(rows),
+        dn(rows),
+        h_before(rows),
+        c_before(rows),
+        now(rows),
+        later(rows) {
+    const int64_t size = s.shape.hidden * sizeof(T);
+    __builtin_memset(zeros, 0, size);
+    auto begin = [&](T* carry, const T* last) {
+      if (last == nullptr)
+        __builtin_memset(carry, 0, size);
+      else
+        __builtin_memcpy(carry, last, size);
+    };
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = row0 + r;
-      later[r] = step == T_ - 1 ? RowStep{false, false, false, false} : row_step(shape, t_later, b);
-      now[r] = step < 0 ? RowStep{false, false, false, false} : row_step(shape, t, b);
-      from_gates[r] = step == T_ - 1 ? zeros.get() : s.dgates + row_at(t_later, b) * gradients + skipped;
+      begin(s.dh0 + state(r), part(s.dh_n, state(r)));
+      if (has_cell()) begin(s.dc0 + state(r), part(s.dc_n, state(r)));
+    }
+  }
+
+  bool has_cell() const { return s.shape.cell == Cell::lstm; }
+  int64_t at(int64_t time, int64_t r) const { return (model * s.shape.steps + time) * s.shape.batch + row0 + r; }
+  int64_t state(int64_t r) const { return (model * s.shape.batch + row0 + r) * s.shape.hidden; }
+  T* dgates(int64_t time, int64_t r) const {
+    return s.dgates + at(time, r) * gradient_count(s.shape.cell) * s.shape.hidden;
+  }
+
+  void go_to(int64_t new_step) {
+    const auto& shape = s.shape;
+    const int64_t H = shape.hidden;
+    step = new_step, t = time_of(shape, step);
+    const int64_t t_before = shape.reverse ? t + 1 : t - 1, t_later = shape.reverse ? t - 1 : t + 1;
+    constexpr RowStep none{false, false, false, false};
+    for (int64_t r = 0; r < rows; ++r) {
+      const bool is_last = step == shape.steps - 1;
+      later[r] = is_last ? none : row_step(shape, t_later, row0 + r);
+      now[r] = step < 0 ? none : row_step(shape, t, row0 + r);
+      // The gradient of a GRU's n from the input, its first, does not pass the weights.
+      later_gates[r] = is_last ? nullptr : dgates(t_later, r) + (shape.cell == Cell::gru ? H : 0);
       if (step < 0) continue;
-      if (!now[r].active) __builtin_memset(s.dgates + row_at(t, b) * gradients, 0, gradients * sizeof(T));
-      h_before[r] = now[r].reset ? zeros.get() : now[r].first ? s.h0 + state_at(b) : s.y + row_at(t_before, b) * H;
-      if (has_cell)
-        c_before[r] = now[r].reset ? zeros.get() : now[r].first ? s.c0 + state_at(b) : s.aux + row_at(t_before, b) * H;
+      dn[r] = dgates(t, r) + 2 * H;
+      if (!now[r].active) __builtin_memset(dgates(t, r), 0, gradient_count(shape.cell) * H * sizeof(T));
+      h_before[r] = now[r].reset ? zeros.get() : now[r].first ? s.h0 + state(r) : s.y + at(t_before, r) * H;
+      c_before[r] = !has_cell()    ? nullptr
+                    : now[r].reset ? zeros.get()
+                    : now[r].first ? s.c0 + state(r)
+                                   : s.aux + at(t_before, r) * H;
     }
-    for (int64_t unit0 = 0; unit0 < H; unit0 += width) {
-      const T* panel = packed + model * divide_up(H, width) * width * gates + unit0 * gates;
-      for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t r0) {
-        Vector<T> acc[R][G];
-        RECURVE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          RECURVE_UNROLL
-          for (int g = 0; g < G; ++g) acc[r][g] = zero_vector<T>();
-          if (step < 0) continue;
-          const int64_t row = row_at(t, row0 + r0 + r);
-          for (int g = 0; g < gate_count(shape.cell); ++g) prefetch<G>(s.gates + row * gates + g * H + unit0);
-          if (s.aux != nullptr) prefetch<G>(s.aux + row * H + unit0);
-          if (has_cell) prefetch<G>(c_before[r0 + r] + unit0);
-          if (s.dy != nullptr) prefetch<G>(s.dy + row * H + unit0);
-        }
-        if (step < T_ - 1) product<T, R, G>(acc, from_gates + r0, panel, width, gates);
-        for (int r = 0; r < R; ++r) {
-          const RowStep& at = now[r0 + r];
-          const RowStep& after = later[r0 + r];
-          const int64_t b = row0 + r0 + r, state = state_at(b), row = row_at(t, b);
-          for (int g = 0; g < G; ++g) {
-            const int64_t unit = unit0 + g * lanes<T>, count = H - unit;
-            if (count <= 0) break;
-            T* dh_carry = s.dh0 + state + unit;
-            T* dc_carry = has_cell ? s.dc0 + state + unit : nullptr;
-            Vector<T> dh = load(dh_carry, count);
-            if (after.active) dh = has_cell ? acc[r][g] : dh + acc[r][g];
-            if (after.reset && after.active) {
-              dh = zero_vector<T>();
-              if (has_cell) store(dc_carry, zero_vector<T>(), count);
-            }
-            if (!at.active) {
-              store(dh_carry, dh, count);
-              continue;
-            }
-            if (s.dy != nullptr) dh += load(s.dy + row * H + unit, count);
-            const BackwardUnit<T> where{s.gates + row * gates + unit,
-                                        s.aux == nullptr ? nullptr : s.aux + row * H + unit,
-                                        s.y + row * H + unit,
-                                        h_before[r0 + r] + unit,
-                                        has_cell ? c_before[r0 + r] + unit : nullptr,
-                                        s.dgates + row * gradients + unit,
-                                        dh_carry,
-                                        dc_carry,
-                                        H,
-                                        count};
-            CellBackward::finish(s, where, dh);
+  }
+
+  // The first unit of the first row at the present step; before the first step only the carried gradients are there.
+  BackwardUnit<T> origin() const {
+    const int64_t H = s.shape.hidden, row = step < 0 ? 0 : at(t, 0);
+    const int64_t gates_row = gate_count(s.shape.cell) * H, dgates_row = gradient_count(s.shape.cell) * H;
+    return {s.gates + row * gates_row,
+            part(s.aux, row * H),
+            s.y + row * H,
+            part(s.dy, row * H),
+            s.dgates + row * dgates_row,
+            gates_row,
+            dgates_row,
+            s.dh0 + state(0),
+            part(s.dc0, state(0)),
+            part(s.dh_squares, row),
+            part(s.dc_squares, row),
+            nullptr,
+            nullptr,
+            H,
+            H};
+  }
+};
+
+// The gradient of a vector of units of the state after this step, from `product`, that of the later gates with the
+// weights, from what is carried, and from y.
+template <class T, class CellBackward>
+RECURVE_INLINE Vector<T> state_gradient(const BackwardUnit<T>& at, const RowStep& now, const RowStep& later,
+                                        Vector<T> product) {
+  Vector<T> dh = load(at.dh_carry, at.count);
+  if (later.active) dh = CellBackward::carries_state ? dh + product : product;
+  if (later.active && later.reset) {
+    dh = zero_vector<T>();
+    if (at.dc_carry != nullptr) store(at.dc_carry, zero_vector<T>(), at.count);
+  }
+  if (now.active && at.dy != nullptr) dh += load(at.dy, at.count);
+  return dh;
+}
+
+template <int G, class T>
+RECURVE_INLINE void prefetch_unit(const BackwardUnit<T>& at) {
+  for (int64_t g = 0; g < at.gates_row; g += at.H) prefetch<G>(at.gates + g);
+  if (at.aux != nullptr) prefetch<G>(at.aux);
+  if (at.dy != nullptr) prefetch<G>(at.dy);
+  prefetch<G>(at.c_before != nullptr ? at.c_before : at.h_before);
+}
+
+// The present step of all rows: gradients of the state, then of the gates.
+template <class T, class CellBackward, int G>
+void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights) {
+  const auto& s = rows.s;
+  const BackwardUnit<T> first = rows.origin();
+  for (int64_t unit0 = 0; unit0 < first.H; unit0 += G * lanes<T>) {
+    for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
+      const BackwardUnit<T> origin = first;  // a copy, which no store can be taken to change
+      Vector<T> acc[R][G] = {};
+      if (rows.step >= 0)
+        for (int64_t r = r0; r < r0 + R; ++r)
+          prefetch_unit<G>(origin.moved(r, unit0, rows.h_before[r], rows.c_before[r]));
+      if (rows.step < s.shape.steps - 1)
+        product<T, R, G>(acc, rows.later_gates + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
+      for (int r = 0; r < R; ++r) {
+        const int64_t row = r0 + r;
+        const RowStep now = rows.now[row], later = rows.later[row];
+        const T *h_before = now.active ? rows.h_before[row] : nullptr,
+                *c_before = now.active ? rows.c_before[row] : nullptr;
+        for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
+          const BackwardUnit<T> at = origin.moved(row, unit0 + g * lanes<T>, h_before, c_before);
+          const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, acc[r][g]);
+          if (!now.active) {
+            store(at.dh_carry, dh, at.count);
+            continue;
           }
+          if (at.dh_squares != nullptr) *at.dh_squares += sum_of_squares<T>(dh);
+          CellBackward::finish(s, at, dh);
         }
-      });
-    }
+      }
+    });
+  }
+}
+
+// The present step of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
+template <class T, int G>
+void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights) {
+  const BackwardUnit<T> first = rows.origin();
+  for (int64_t unit0 = 0; unit0 < first.H; unit0 += G * lanes<T>) {
+    for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
+      const BackwardUnit<T> origin = first;
+      Vector<T> acc[R][G] = {};
+      product<T, R, G>(acc, rows.dn + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
+      for (int r = 0; r < R; ++r) {
+        if (!rows.now[r0 + r].active) continue;
+        for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
+          const BackwardUnit<T> at = origin.moved(r0 + r, unit0 + g * lanes<T>, rows.h_before[r0 + r], nullptr);
+          const Vector<T> reset = load(at.gates, at.count);
+          store(at.dgates, acc[r][g] * load(at.h_before, at.count) * sigmoid_slope(reset), at.count);
+          store(at.dh_carry, load(at.dh_carry, at.count) + acc[r][g] * reset, at.count);
+        }
+      }
+    });
   }
 }
 
 template <class T, class CellBackward, int G>
 void backward_blocks(const SequenceBackward<T>& s, const Parallel& parallel) {
-  const auto& shape = s.shape;
-  const int64_t width = G * lanes<T>, padded = divide_up(shape.hidden, width) * width;
-  Scratch<T> packed(shape.models * padded * gate_count(shape.cell) * shape.hidden);
-  pack_backward<T, G>(s, packed, parallel);
-  for_row_parts(shape, parallel, [&](int64_t model, int64_t row0, int64_t rows) {
-    backward_rows<T, CellBackward, G>(s, packed, model, row0, rows);
+  const bool resets_before = s.shape.cell == Cell::gru_before;
+  const BackwardWeights<T, G> weights(s, 0, resets_before ? 2 : gate_count(s.shape.cell), parallel);
+  const BackwardWeights<T, G> weights_n(s, 2, resets_before ? 1 : 0, parallel);
+  for_row_parts(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count) {
+    BackwardRows<T> rows(s, model, row0, count);
+    for (int64_t step = s.shape.steps - 1; step >= -1; --step) {
+      rows.go_to(step);
+      backward_step<T, CellBackward, G>(rows, weights);
+      if (resets_before && step >= 0) backward_reset<T, G>(rows, weights_n);
+    }
   });
 }
 
@@ -421,6 +718,8 @@ void sequence_backward(const SequenceBackward<T>& s, const Parallel& parallel) {
       return backward_cell<T, GruBackward>(s, parallel);
     case Cell::rnn:
       return backward_cell<T, RnnBackward>(s, parallel);
+    case Cell::gru_before:
+      return backward_cell<T, GruBeforeBackward>(s, parallel);
   }
 }
 

@@ -1,4 +1,4 @@
-// The Python module recurve._C: what was built, and the instruction set in use.
+// The Python module recurve._C: what was built, the instruction set in use, and probes.
 #include <torch/extension.h>
 
 #include <map>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "probe.h"
 
 namespace {
 
@@ -30,4 +31,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", build_info, "Devices, torch version and compiler of this build.");
   m.def("instruction_set", [] { return std::string(recurve::instruction_set().name); }, "The one in use.");
   m.def("instruction_sets", instruction_sets, "All that this build and machine have, best first.");
+  pybind11::class_<recurve::ProbeEntry>(m, "ProbeEntry")
+      .def_readonly("op", &recurve::ProbeEntry::op)
+      .def_readonly("saturated", &recurve::ProbeEntry::saturated)
+      .def_readonly("dh_norms", &recurve::ProbeEntry::dh_norms)
+      .def_readonly("dc_norms", &recurve::ProbeEntry::dc_norms);
+  m.def("probe_begin", &recurve::Probe::begin, "Begin to record the recurrent ops that this thread calls.");
+  m.def("probe_entries", &recurve::Probe::entries, "What the innermost probe has recorded.");
+  m.def("probe_end", &recurve::Probe::end, "End the innermost probe.");
 }

@@ -5,6 +5,7 @@
 
 #include "../cpu/memory.h"
 #include "parallel.h"
+#include "probe.h"
 
 namespace recurve {
 namespace {
@@ -13,16 +14,6 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// What a call asks for besides its tensors.
-struct Options {
-  Cell cell;
-  bool reverse = false;
-  int64_t activation = 0;
-  double leak = 1;
-};
-
-const char* name_of(Cell cell) { return cell == Cell::lstm ? "lstm" : cell == Cell::gru ? "gru" : "rnn"; }
 
 // The tensors of a call, contiguous, the weights and states with a leading ensemble axis.
 struct Inputs {
@@ -134,29 +125,30 @@ struct Kept {
 };
 
 Kept run_forward(const Inputs& in, const Options& options, bool keep) {
-  const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, width = gate_count(options.cell) * H;
+  const int64_t E = in.models, T_ = in.steps, B = in.batch, I = in.inputs, H = in.hidden;
+  const int64_t width = gate_count(options.cell) * H;
   const auto like = in.x.options();
-  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), workspace({E, T_, B, width}, like),
-           Tensor()};
-  if (options.cell == Cell::lstm) {
-    out.c_n = at::empty({E, B, H}, like);
+  const bool fused = fuses_input(B, width * I * in.x.element_size());
+  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), Tensor(), Tensor()};
+  if (options.cell == Cell::lstm) out.c_n = at::empty({E, B, H}, like);
+  if (keep || !fused || options.cell == Cell::gru_before) out.gates = workspace({E, T_, B, width}, like);
+  if (options.cell != Cell::rnn)
     out.aux = workspace(keep ? at::IntArrayRef{E, T_, B, H} : at::IntArrayRef{E, B, H}, like);
-  } else if (options.cell == Cell::gru && keep) {
-    out.aux = workspace({E, T_, B, H}, like);
-  }
   const auto [bias, bias_n] = split_biases(in, options.cell);
   const Parallel parallel = torch_parallel();
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
-    const Kernels<scalar_t>& cpu = kernels<scalar_t>();
-    cpu.gemm({E, T_ * B, width, in.inputs, data<scalar_t>(in.x), in.shared ? 0 : T_ * B * in.inputs, in.inputs, 1,
-              data<scalar_t>(in.w_ih), width * in.inputs, 1, in.inputs, out.gates.mutable_data_ptr<scalar_t>(),
-              T_ * B * width, width, data<scalar_t>(bias), width, false},
-             parallel);
-    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
-    cpu.sequence_forward({in.shape(options), writable(out.gates), writable(out.aux), keep, data<scalar_t>(in.w_hh),
-                          data<scalar_t>(bias_n), data<scalar_t>(in.h0), data<scalar_t>(in.c0), writable(out.y),
-                          writable(out.h_n), writable(out.c_n)},
-                         parallel);
+    using T = scalar_t;
+    const Kernels<T>& cpu = kernels<T>();
+    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; };
+    if (!fused)
+      cpu.gemm({E, T_ * B, width, I, data<T>(in.x), in.shared ? 0 : T_ * B * I, I, 1, data<T>(in.w_ih), width * I, 1, I,
+                writable(out.gates), T_ * B * width, width, data<T>(bias), width, false},
+               parallel);
+    cpu.sequence_forward(
+        {in.shape(options), fused ? data<T>(in.x) : nullptr, I, in.shared, data<T>(in.w_ih), data<T>(bias),
+         writable(out.gates), writable(out.aux), keep, data<T>(in.w_hh), data<T>(bias_n), data<T>(in.h0),
+         data<T>(in.c0), writable(out.y), writable(out.h_n), writable(out.c_n)},
+        parallel);
   });
   return out;
 }
@@ -175,6 +167,7 @@ Tensor states_before(const Inputs& in, const Options& options, const Tensor& y) 
 
 struct Gradients {
   Tensor x, h0, c0, w_ih, w_hh, b_ih, b_hh;
+  Tensor dh_norms, dc_norms;  // (E, T), if asked for: of the gradients of each step's states
 };
 
 // Sums over steps and sequences: dgates (E, T, B, all) columns [column, column + rows) transposed times `states`.
@@ -195,7 +188,7 @@ struct WeightGradient {
 
 Gradients run_backward(const Inputs& in, const Options& options, const OptionalTensor& dy, const OptionalTensor& dh_n,
                        const OptionalTensor& dc_n, const Tensor& y, const Tensor& gates, const Tensor& aux, bool need_x,
-                       bool need_weights) {
+                       bool need_weights, bool probe) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, I = in.inputs;
   const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H, rows = T_ * B;
   const bool is_gru = options.cell == Cell::gru;
@@ -204,6 +197,8 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   d.h0 = at::empty({E, B, H}, like);
   if (options.cell == Cell::lstm) d.c0 = at::empty({E, B, H}, like);
   const Tensor dgates = workspace({E, T_, B, all}, like);
+  const Tensor dh_squares = probe ? at::zeros({E, T_, B}, like) : Tensor();
+  const Tensor dc_squares = probe && options.cell == Cell::lstm ? at::zeros({E, T_, B}, like) : Tensor();
   auto whole = [&](const OptionalTensor& t, at::IntArrayRef shape) {
     return t.has_value() && t->defined() ? t->reshape(shape).contiguous() : Tensor();
   };
@@ -213,11 +208,14 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     using T = scalar_t;
     const Kernels<T>& cpu = kernels<T>();
+    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; };
     cpu.sequence_backward(
         {in.shape(options), data<T>(gates), aux.numel() ? data<T>(aux) : nullptr, data<T>(y_), data<T>(in.w_hh),
-         data<T>(in.h0), data<T>(in.c0), data<T>(dy_), data<T>(dh_n_), data<T>(dc_n_), dgates.mutable_data_ptr<T>(),
-         d.h0.mutable_data_ptr<T>(), d.c0.defined() ? d.c0.mutable_data_ptr<T>() : nullptr},
+         data<T>(in.h0), data<T>(in.c0), data<T>(dy_), data<T>(dh_n_), data<T>(dc_n_), writable(dgates), writable(d.h0),
+         writable(d.c0), writable(dh_squares), writable(dc_squares)},
         parallel);
+    if (dh_squares.defined()) d.dh_norms = dh_squares.sum(-1).sqrt();
+    if (dc_squares.defined()) d.dc_norms = dc_squares.sum(-1).sqrt();
     if (need_x) {
       d.x = at::empty({E, T_, B, I}, like);
       auto times_w_ih = [&](int64_t column, int64_t first_gate, int64_t K, bool accumulate) {
@@ -237,20 +235,24 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
       sum(is_gru ? H : 0, is_gru ? 2 * H : width, 0, rows, data<T>(in.x), x_batch, I, w_ih, width * I, false);
       if (is_gru) sum(0, H, 0, rows, data<T>(in.x), x_batch, I, w_ih + 2 * H * I, width * I, false);
       T* w_hh = d.w_hh.mutable_data_ptr<T>();
-      const int64_t hidden_side = all - width;
+      const int64_t first = all - width;  // of the gradients that pass w_hh; n of gru_before sees r h' instead of h'
+      const int64_t from_state = options.cell == Cell::gru_before ? 2 * H : width;
       if (in.lengths.defined() || in.resets.defined()) {
         const Tensor before = states_before(in, options, y_).contiguous();
-        sum(hidden_side, width, 0, rows, data<T>(before), rows * H, H, w_hh, width * H, false);
+        sum(first, from_state, 0, rows, data<T>(before), rows * H, H, w_hh, width * H, false);
       } else {
         const int64_t start = options.reverse ? rows - B : 0, rest = options.reverse ? 0 : B;
         const T* states = data<T>(y_) + (options.reverse ? B * H : 0);
-        sum(hidden_side, width, start, B, data<T>(in.h0), B * H, H, w_hh, width * H, false);
-        if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, true);
+        sum(first, from_state, start, B, data<T>(in.h0), B * H, H, w_hh, width * H, false);
+        if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, true);
       }
+      if (from_state < width)
+        sum(from_state, width - from_state, 0, rows, data<T>(aux), rows * H, H, w_hh + from_state * H, width * H,
+            false);
       if (in.b_ih.defined()) {
         const Tensor sums = at::empty({E, all}, like);
         cpu.column_sums(data<T>(dgates), E, rows, all, sums.mutable_data_ptr<T>(), parallel);
-        d.b_hh = sums.narrow(1, hidden_side, width).clone();
+        d.b_hh = sums.narrow(1, first, width).clone();
         d.b_ih = is_gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
       }
     }
@@ -266,7 +268,7 @@ Tensor like_input(const Tensor& gradient, const Tensor& input) {
 Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // y, h_n, c_n in the caller's shapes; gates and aux for the backward pass, with a leading E; empty where there is none.
 ForwardResult sequence_forward_cpu(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
@@ -286,15 +288,16 @@ BackwardResult sequence_backward_cpu(const OptionalTensor& dy, const OptionalTen
                                      const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                      const OptionalTensor& lengths, const OptionalTensor& resets, const Tensor& y,
                                      const Tensor& gates, const Tensor& aux, int64_t cell, bool reverse,
-                                     int64_t activation, double leak, bool need_x, bool need_weights) {
+                                     int64_t activation, double leak, bool need_x, bool need_weights, bool probe) {
   const Options options{static_cast<Cell>(cell), reverse, activation, leak};
   const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
-  const Gradients d = run_backward(in, options, dy, dh_n, dc_n, y, gates, aux, need_x, need_weights);
+  const Gradients d = run_backward(in, options, dy, dh_n, dc_n, y, gates, aux, need_x, need_weights, probe);
   auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
     return gradient.defined() && input.has_value() ? like_input(gradient, *input) : nothing(x);
   };
-  return {shaped(d.x, x),       shaped(d.h0, h0),     shaped(d.c0, c0),    shaped(d.w_ih, w_ih),
-          shaped(d.w_hh, w_hh), shaped(d.b_ih, b_ih), shaped(d.b_hh, b_hh)};
+  auto norms = [&](const Tensor& t) { return t.defined() ? t : nothing(x); };
+  return {shaped(d.x, x),       shaped(d.h0, h0),     shaped(d.c0, c0),  shaped(d.w_ih, w_ih), shaped(d.w_hh, w_hh),
+          shaped(d.b_ih, b_ih), shaped(d.b_hh, b_hh), norms(d.dh_norms), norms(d.dc_norms)};
 }
 
 ForwardResult call_forward(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
@@ -324,6 +327,11 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
     ctx->saved_data["activation"] = options.activation;
     ctx->saved_data["leak"] = options.leak;
     ctx->set_materialize_grads(false);
+    if (Probe* probe = Probe::active()) {
+      const ProbeEntry entry = probe->record(options, w_ih, h0, lengths, y, gates);
+      ctx->saved_data["dh_norms"] = entry.dh_norms;
+      ctx->saved_data["dc_norms"] = entry.dc_norms;
+    }
     if (options.cell == Cell::lstm) return {y, h_n, c_n};
     return {y, h_n};
   }
@@ -338,11 +346,13 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
     static auto op = c10::Dispatcher::singleton()
                          .findSchemaOrThrow("recurve::sequence_backward", "")
                          .typed<decltype(sequence_backward_cpu)>();
+    const bool probe = ctx->saved_data.count("dh_norms") > 0;
     auto run = [&] {
       return op.call(optional(d[0]), optional(d[1]), d.size() > 2 ? optional(d[2]) : std::nullopt, s[0], s[1],
                      optional(s[2]), s[3], s[4], optional(s[5]), optional(s[6]), optional(s[7]), optional(s[8]), s[9],
                      s[10], s[11], ctx->saved_data["cell"].toInt(), ctx->saved_data["reverse"].toBool(),
-                     ctx->saved_data["activation"].toInt(), ctx->saved_data["leak"].toDouble(), need_x, need_weights);
+                     ctx->saved_data["activation"].toInt(), ctx->saved_data["leak"].toDouble(), need_x, need_weights,
+                     probe);
     };
     BackwardResult r;
     if (at::GradMode::is_enabled()) {
@@ -351,7 +361,13 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
       at::AutoDispatchBelowADInplaceOrView below;
       r = run();
     }
-    auto [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh] = r;
+    auto [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dh_norms, dc_norms] = r;
+    if (probe) {
+      const torch::NoGradGuard no_grad;
+      ctx->saved_data["dh_norms"].toTensor().copy_(dh_norms.view_as(ctx->saved_data["dh_norms"].toTensor()));
+      if (dc_norms.numel() > 0)
+        ctx->saved_data["dc_norms"].toTensor().copy_(dc_norms.view_as(ctx->saved_data["dc_norms"].toTensor()));
+    }
     auto given = [&](const Tensor& gradient, const Tensor& input, bool needed) {
       return input.defined() && needed ? gradient : Tensor();
     };
@@ -380,8 +396,10 @@ variable_list run_op(const Options& options, const Tensor& x, const Tensor& h0, 
                                wants_gradient(w_hh) || wants_gradient(b_ih) || wants_gradient(b_hh));
   if (differentiable) return SequenceFunction::apply(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options);
   at::AutoDispatchBelowADInplaceOrView below;
+  Probe* probe = Probe::active();
   auto [y, h_n, c_n, gates, aux] =
-      call_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options, /*keep=*/false);
+      call_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, options, /*keep=*/probe != nullptr);
+  if (probe != nullptr) probe->record(options, w_ih, h0, lengths, y, gates);
   return {y, h_n, c_n};
 }
 
@@ -394,8 +412,10 @@ std::tuple<Tensor, Tensor, Tensor> lstm(const Tensor& x, const Tensor& h0, const
 
 std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
                                const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& lengths,
-                               const OptionalTensor& resets, bool reverse) {
-  auto out = run_op({Cell::gru, reverse}, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+                               const OptionalTensor& resets, bool reverse, c10::string_view reset) {
+  TORCH_CHECK_VALUE(reset == "after" || reset == "before", "reset '", reset, "' is unknown; allowed: after, before");
+  const Cell cell = reset == "before" ? Cell::gru_before : Cell::gru;
+  auto out = run_op({cell, reverse}, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, lengths, resets);
   return {out[0], out[1]};
 }
 
@@ -416,13 +436,13 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& x, const Tensor& h0, const Tensor& 
 
 TORCH_LIBRARY_FRAGMENT(recurve, m) {
   m.def("lstm(Tensor x, Tensor h0, Tensor c0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor, Tensor)");
-  m.def("gru(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse) -> (Tensor, Tensor)");
+  m.def("gru(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse, str reset) -> (Tensor, Tensor)");
   m.def("rnn(Tensor x, Tensor h0, " RECURVE_TAIL ", bool reverse, str activation, float leak) -> (Tensor, Tensor)");
   m.def("sequence_forward(Tensor x, Tensor h0, Tensor? c0, " RECURVE_TAIL
         ", int cell, bool reverse, int activation, float leak, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sequence_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, " RECURVE_TAIL
         ", Tensor y, Tensor gates, Tensor aux, int cell, bool reverse, int activation, float leak, bool need_x, "
-        "bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "bool need_weights, bool probe) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(recurve, CPU, m) {

@@ -1,6 +1,7 @@
 """Modules with the parameters and state_dict of `torch.nn`, running on `recurve.ops`."""
 
+from recurve._probe import Probe, ProbedCall, probe
 from recurve.nn.conv import ConvBlock
 from recurve.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__all__ = ["GRU", "LSTM", "RNN", "ConvBlock", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "ConvBlock", "GRUCell", "LSTMCell", "Probe", "ProbedCall", "RNNCell", "probe"]

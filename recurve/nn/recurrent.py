@@ -9,28 +9,44 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from recurve import ops
-from recurve._backend import choose
+from recurve.ops.recurrent import RESETS, Reset, path_of
 
 
 class _Layers(torch.nn.RNNBase):
-    """The forward pass that LSTM, GRU and RNN share: one fused op per layer and direction.
+    """The forward pass that LSTM, GRU and RNN share: one op per layer and direction.
 
-    Packed sequences and projections, and whatever the backend keeps native, go to torch's own forward. The base is
-    RNNBase, not torch's LSTM, GRU or RNN, because `torch.compile` refuses every module that is an instance of those.
+    What has a projection, and whatever the backend keeps native, goes to torch's own forward. The base is RNNBase, not
+    torch's LSTM, GRU or RNN, because `torch.compile` refuses every module that is an instance of those.
     """
 
     _op: str
     _native: type[torch.nn.RNNBase]
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        weights: list[Tensor | None],
+        lengths: Tensor | None,
+        reverse: bool,
+    ) -> Any:
         raise NotImplementedError
 
+    def _is_native(self, input: Any) -> bool:
+        """Whether torch's own forward serves this input, or explains what is wrong with it."""
+        if self.proj_size > 0:
+            return True
+        if isinstance(input, PackedSequence):
+            return path_of(self._op, input.data, self.hidden_size, plain=False) == "native"
+        return input.dim() not in (2, 3) or path_of(self._op, input, self.hidden_size) == "native"
+
     def forward(self, input: Any, hx: Any = None) -> Any:
-        native = isinstance(input, PackedSequence) or self.proj_size > 0 or choose(self._op, input) == "native"
-        if native or input.dim() not in (2, 3):
+        if self._is_native(input):
             return self._native.forward(self, input, hx)
+        if isinstance(input, PackedSequence):
+            return self._packed(input, hx)
         x, state, batched = self._as_batch(input, hx)
-        output, last = self._layers(x, state)
+        output, last = self._layers(x, state, None)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not batched:
@@ -38,50 +54,78 @@ class _Layers(torch.nn.RNNBase):
             last = tuple(s.squeeze(1) for s in last)
         return output, last if len(last) > 1 else last[0]
 
+    def _packed(self, input: PackedSequence, hx: Any) -> Any:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        batch = int(batch_sizes[0])
+        if hx is None:
+            state = self._zero_state(batch, data)
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+            state = tuple(hx) if self._op == "lstm" else (hx,)
+        self.check_forward_args(data, state if len(state) > 1 else state[0], batch_sizes)  # type: ignore[arg-type]
+        x, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, len(batch_sizes))
+        output, last = self._layers(x, state, lengths)
+        packed = PackedSequence(_pack(output, lengths), batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
+
+    def _zero_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        zeros = torch.zeros(layers, batch, self.hidden_size, dtype=like.dtype, device=like.device)
+        return (zeros,) * (2 if self._op == "lstm" else 1)
+
     def _as_batch(self, input: Tensor, hx: Any) -> tuple[Tensor, tuple[Tensor, ...], bool]:
         """Input as (T, B, I), states as (layers * directions, B, H), and whether the input had a batch axis."""
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(0 if self.batch_first else 1)
-        states = 2 if self._op == "lstm" else 1
         if hx is None:
-            batch = x.size(0) if self.batch_first else x.size(1)
-            layers = self.num_layers * (2 if self.bidirectional else 1)
-            zeros = torch.zeros(layers, batch, self.hidden_size, dtype=x.dtype, device=x.device)
-            state = (zeros,) * states
+            state = self._zero_state(x.size(0) if self.batch_first else x.size(1), x)
         else:
-            state = tuple(hx) if states > 1 else (hx,)
+            state = tuple(hx) if self._op == "lstm" else (hx,)
             dimensions = 3 if batched else 2
             if any(s.dim() != dimensions for s in state):
                 found = ", ".join(f"{s.dim()}-D" for s in state)
                 kind = "batched 3-D" if batched else "unbatched 2-D"
                 raise RuntimeError(f"For {kind} input, the state should also be {dimensions}-D but got {found}")
             state = state if batched else tuple(s.unsqueeze(1) for s in state)
-        self.check_forward_args(x, state if states > 1 else state[0], None)  # type: ignore[arg-type]
+        self.check_forward_args(x, state if len(state) > 1 else state[0], None)  # type: ignore[arg-type]
         if x.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         return (x.transpose(0, 1) if self.batch_first else x), state, batched
 
-    def _layers(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _layers(
+        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         directions = 2 if self.bidirectional else 1
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                y, *states = self._run(
-                    x, tuple(s[index] for s in state), self._weights(layer, direction), direction == 1
-                )
+                of_layer = tuple(s[index] for s in state)
+                y, *states = self._run(x, of_layer, self._weights(layer, direction), lengths, direction == 1)
                 outputs.append(y)
                 last.append(tuple(states))
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-            if self.dropout and layer < self.num_layers - 1:
-                x = torch.nn.functional.dropout(x, self.dropout, self.training)
+            if self.dropout and self.training and layer < self.num_layers - 1:
+                x = self._dropped(x, lengths)
         return x, tuple(torch.stack(states) for states in zip(*last, strict=True))
+
+    def _dropped(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Dropout between layers; of packed sequences on the packed data, so that torch's random numbers are drawn."""
+        if lengths is None:
+            return torch.nn.functional.dropout(x, self.dropout, True)
+        data, batch_sizes = torch._VF._pack_padded_sequence(x, lengths, False)
+        data = torch.nn.functional.dropout(data, self.dropout, True)
+        return torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, x.size(0))[0]
 
     def _weights(self, layer: int, direction: int) -> list[Tensor | None]:
         suffix = f"_l{layer}{'_reverse' if direction else ''}"
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [getattr(self, name + suffix) if self.bias or name.startswith("weight") else None for name in names]
+
+
+def _pack(output: Tensor, lengths: Tensor) -> Tensor:
+    return torch._VF._pack_padded_sequence(output, lengths, False)[0]
 
 
 class LSTM(_Layers):
@@ -96,22 +140,47 @@ class LSTM(_Layers):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
-        return ops.lstm(x, *state, *weights, reverse=reverse)
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        weights: list[Tensor | None],
+        lengths: Tensor | None,
+        reverse: bool,
+    ) -> Any:
+        return ops.lstm(x, *state, *weights, lengths=lengths, reverse=reverse)
 
 
 class GRU(_Layers):
-    """`torch.nn.GRU`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
+    """`torch.nn.GRU`, on the fused kernel where it serves: same arguments, parameters, state_dict and results.
+
+    Beyond torch: `reset="before"` applies the reset gate before the product with the recurrent weights, as in
+    Cho et al. 2014; "after" it is torch's and the default. The parameters are the same.
+    """
 
     _op = "gru"
     _native = torch.nn.GRU
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reset: Reset = "after", **kwargs: Any) -> None:
         _refuse_projection(kwargs)
+        self.reset: Reset = _known_reset(reset)
         super().__init__("GRU", *args, **kwargs)
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
-        return ops.gru(x, *state, *weights, reverse=reverse)
+    def _is_native(self, input: Any) -> bool:
+        return self.reset == "after" and super()._is_native(input)
+
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        weights: list[Tensor | None],
+        lengths: Tensor | None,
+        reverse: bool,
+    ) -> Any:
+        return ops.gru(x, *state, *weights, reset=self.reset, lengths=lengths, reverse=reverse)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset!r}")
 
 
 class RNN(_Layers):
@@ -135,8 +204,21 @@ class RNN(_Layers):
         self.nonlinearity: Any = nonlinearity
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor | None], reverse: bool) -> Any:
-        return ops.rnn(x, *state, *weights, activation=self.nonlinearity, reverse=reverse)
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        weights: list[Tensor | None],
+        lengths: Tensor | None,
+        reverse: bool,
+    ) -> Any:
+        return ops.rnn(x, *state, *weights, activation=self.nonlinearity, lengths=lengths, reverse=reverse)
+
+
+def _known_reset(reset: Reset) -> Reset:
+    if reset not in RESETS:
+        raise ValueError(f"reset {reset!r} is unknown; allowed: {', '.join(RESETS)}")
+    return reset
 
 
 def _refuse_projection(arguments: dict[str, Any]) -> None:
@@ -152,12 +234,17 @@ class _Cell(torch.nn.RNNCellBase):
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
         raise NotImplementedError
 
+    def _is_native(self, input: Tensor) -> bool:
+        if torch.is_autocast_enabled(input.device.type):
+            return True
+        return path_of(self._op, input.unsqueeze(0), self.hidden_size) == "native"
+
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         states = 2 if self._op == "lstm" else 1
         given = () if hx is None else tuple(hx) if states > 1 else (hx,)
         fits = input.dim() in (1, 2) and input.size(-1) == self.input_size
         fits = fits and all(s.shape == (*input.shape[:-1], self.hidden_size) for s in given)
-        if not fits or choose(self._op, input) == "native":
+        if not fits or self._is_native(input):
             return super().forward(input, hx)  # which also explains what does not fit
         x = input if input.dim() == 2 else input.unsqueeze(0)
         if hx is None:
@@ -179,12 +266,22 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
-    """`torch.nn.GRUCell` on the fused kernel where it serves."""
+    """`torch.nn.GRUCell` on the fused kernel where it serves; `reset` as in `GRU`."""
 
     _op = "gru"
 
+    def __init__(self, *args: Any, reset: Reset = "after", **kwargs: Any) -> None:
+        self.reset: Reset = _known_reset(reset)
+        super().__init__(*args, **kwargs)
+
+    def _is_native(self, input: Tensor) -> bool:
+        return self.reset == "after" and super()._is_native(input)
+
     def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
-        return ops.gru(x, *state, *weights)
+        return ops.gru(x, *state, *weights, reset=self.reset)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset!r}")
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurve import _probe
 from recurve.ops import recurrent
 from recurve.ops._aliases import alias
 
-GATES = {0: 4, 1: 3, 2: 1}  # by cell: lstm, gru, rnn
-GRADIENTS = {0: 4, 1: 4, 2: 1}
-LSTM, GRU, RNN = 0, 1, 2
+LSTM, GRU, RNN, GRU_BEFORE = range(4)  # cells, as in csrc/cpu/kernels.h
+GATES = {LSTM: 4, GRU: 3, RNN: 1, GRU_BEFORE: 3}
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "tanh", "sigmoid")  # by code, as in csrc/core/activation.h
 
 
@@ -91,12 +91,16 @@ def _fake_backward(
     leak: float,
     need_x: bool,
     need_weights: bool,
+    probe: bool,
 ) -> tuple[Tensor, ...]:
     def like(t: Tensor | None, needed: bool) -> Tensor:
         return x.new_empty(0) if t is None or not needed else t.new_empty(t.shape)
 
     weights = tuple(like(t, need_weights) for t in (w_ih, w_hh, b_ih, b_hh))
-    return like(x, need_x), like(h0, True), like(c0, True), *weights
+    norms = (w_ih.shape[0] if w_ih.dim() == 3 else 1, x.shape[-3])
+    dh_norms = x.new_empty(norms if probe else (0,))
+    dc_norms = x.new_empty(norms if probe and cell == LSTM else (0,))
+    return like(x, need_x), like(h0, True), like(c0, True), *weights, dh_norms, dc_norms
 
 
 # In the arguments of sequence_backward: the incoming gradients, then the call's tensors.
@@ -117,7 +121,8 @@ def _double_backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ..
     with torch.enable_grad():
         leaves = [None if t is None else alias(t) for t in tensors]
         grads = [None if g is None else alias(g) for g in incoming]
-        outputs = _reference(leaves, ctx.options)
+        with _probe.paused():
+            outputs = _reference(leaves, ctx.options)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
         wanted = [t for t in leaves[:7] if t is not None]
         first = torch.autograd.grad(
@@ -125,7 +130,7 @@ def _double_backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ..
         )
         by_place = iter(first)
         inner = [None if t is None else next(by_place) for t in leaves[:7]]
-        outer_pairs = [(i, o) for i, o in zip(inner, outer, strict=True) if i is not None and _matches(i, o)]
+        outer_pairs = [(i, o) for i, o in zip(inner, outer, strict=False) if i is not None and _matches(i, o)]
         if not outer_pairs:
             return (None,) * ctx.arguments
         targets = [t for t in (*grads, *leaves[:7]) if t is not None]
@@ -153,8 +158,9 @@ def _reference(tensors: list[Tensor | None], options: tuple[int, bool, int, floa
     weights: Any = (w_ih, w_hh, b_ih, b_hh)
     if cell == LSTM:
         return recurrent.lstm_reference(x, h0, c0, *weights, **where)  # type: ignore[arg-type]
-    if cell == GRU:
-        return recurrent.gru_reference(x, h0, *weights, **where)  # type: ignore[arg-type]
+    if cell in (GRU, GRU_BEFORE):
+        reset: Any = "after" if cell == GRU else "before"
+        return recurrent.gru_reference(x, h0, *weights, reset=reset, **where)  # type: ignore[arg-type]
     name: Any = ACTIVATIONS[activation]
     return recurrent.rnn_reference(x, h0, *weights, activation=name, leak=leak, **where)  # type: ignore[arg-type]
 

@@ -61,6 +61,8 @@ def conv_block(
     geometry = [_pair(stride), _pair(padding), _pair(dilation)]
     window = _pair(pool_size) if pool != "none" else (1, 1)
     refusal = None if tuple(geometry[0]) == (1, 1) else f"there is no kernel for stride {stride}"
+    if torch.is_autocast_enabled(x.device.type):
+        refusal = "autocast is on"
     if choose("conv_block", x, refusal=refusal, slower=_native_wins(x, weight)) == "fused":
         return torch.ops.recurve.conv_block(x, weight, bias, *geometry, groups, activation, pool, window)
     return conv_block_reference(

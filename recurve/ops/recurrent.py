@@ -12,9 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recurve._backend import choose
+from recurve import _probe
+from recurve._backend import Path, choose
+from recurve._extension import HALF
 
 Activation = Literal["tanh", "relu", "sigmoid"]
+Reset = Literal["after", "before"]
+RESETS: tuple[Reset, ...] = ("after", "before")
+States = tuple[Tensor, ...]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
@@ -48,10 +53,11 @@ def lstm(
     Raises:
         RuntimeError: shapes or dtypes that do not fit together, or a forced backend that cannot serve.
     """
-    path = choose("lstm", x)
+    plain = lengths is None and resets is None
+    path = path_of("lstm", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
-        return torch.ops.recurve.lstm(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
-    if path == "native" and lengths is None and resets is None:
+        return _fused(torch.ops.recurve.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse))
+    if path == "native" and plain:
         return _native(torch._VF.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), reverse)
     return lstm_reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, resets=resets, reverse=reverse)
 
@@ -64,23 +70,35 @@ def gru(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
+    reset: Reset = "after",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gated recurrent unit (Cho et al. 2014), one layer, with the reset gate applied after the product as in torch.
+    """Gated recurrent unit (Cho et al. 2014), one layer: h_t = (1 - z) n + z h_{t-1}.
+
+    Args:
+        reset: where the reset gate r acts. "after" the product, as in torch and cuDNN:
+            n = tanh(W x + b + r (U h_{t-1} + b')); or "before" it, as in the paper:
+            n = tanh(W x + b + U (r h_{t-1}) + b').
 
     Weights are (3H, I) and (3H, H), gates in the order r, z, n; all else as in `lstm`, without a cell state.
 
     Returns:
         y (T, B, H) and h_n (B, H), each with a leading E if there is one.
+
+    Raises:
+        ValueError: a `reset` other than "after" and "before".
     """
-    path = choose("gru", x)
+    if reset not in RESETS:
+        raise ValueError(f"reset {reset!r} is unknown; allowed: {', '.join(RESETS)}")
+    plain = lengths is None and resets is None and reset == "after"
+    path = path_of("gru", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
-        return torch.ops.recurve.gru(x, h0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse)
-    if path == "native" and lengths is None and resets is None:
+        return _fused(torch.ops.recurve.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse, reset))
+    if path == "native" and plain:
         return _native(torch._VF.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
-    return gru_reference(x, h0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, resets=resets, reverse=reverse)
+    return gru_reference(x, h0, w_ih, w_hh, b_ih, b_hh, reset=reset, lengths=lengths, resets=resets, reverse=reverse)
 
 
 def rnn(
@@ -112,15 +130,52 @@ def rnn(
         raise ValueError(f"activation {activation!r} is unknown; allowed: {', '.join(ACTIVATIONS)}")
     if not 0 < leak <= 1:
         raise ValueError(f"leak must lie in (0, 1], got {leak}; 1 is the plain RNN")
-    path = choose("rnn", x)
+    plain = lengths is None and resets is None and leak == 1 and activation != "sigmoid"
+    path = path_of("rnn", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
-        return torch.ops.recurve.rnn(x, h0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reverse, activation, leak)
-    if path == "native" and lengths is None and resets is None and leak == 1 and activation != "sigmoid":
+        options = (lengths, resets, reverse, activation, leak)
+        return _fused(torch.ops.recurve.rnn, x, (h0,), (w_ih, w_hh, b_ih, b_hh), options)
+    if path == "native" and plain:
         native = torch._VF.rnn_tanh if activation == "tanh" else torch._VF.rnn_relu
         return _native(native, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
     return rnn_reference(
         x, h0, w_ih, w_hh, b_ih, b_hh, activation=activation, leak=leak, lengths=lengths, resets=resets, reverse=reverse
     )
+
+
+def path_of(op: str, x: Tensor, hidden: int, *, plain: bool = True) -> Path:
+    """The path of a call with input x (T, B, I); `plain` is one that torch's own op can serve."""
+    path = choose(op, x, slower=plain and _native_wins(op, x, hidden))
+    if path == "native" and not torch.compiler.is_compiling() and _probe.active() is not None:
+        return choose(op, x) if choose(op, x) == "fused" else "reference"
+    return path
+
+
+def _native_wins(op: str, x: Tensor, hidden: int) -> bool:
+    return False
+
+
+def _fused(
+    op: Callable[..., Any],
+    x: Tensor,
+    states: States,
+    weights: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+) -> Any:
+    """Call a compiled op. What is 16 bits wide, or autocast would make so, runs in float32 and comes out as torch's."""
+    tensors = (x, *states, *weights)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        out = states[0].dtype if op is torch.ops.recurve.gru else torch.get_autocast_dtype(device)
+    elif x.dtype in HALF:
+        out = x.dtype
+        for tensor in tensors:
+            if tensor is not None and tensor.dtype != out:
+                raise RuntimeError(f"x is {out}, another tensor {tensor.dtype}; convert one of them")
+    else:
+        return op(*tensors, *options)
+    results = op(*(None if t is None else t.float() for t in tensors), *options)
+    return tuple(r.to(out) for r in results)
 
 
 def lstm_reference(
@@ -138,13 +193,15 @@ def lstm_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm` in plain torch: any dtype, any device, differentiable to any order."""
 
-    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def step(projected: Tensor, state: States) -> tuple[States, States]:
         h, c = state
         i, f, g, o = (projected + _linear(h, w_hh, b_hh)).chunk(4, dim=-1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+        i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+        c = f * c + i * g
+        return (o * torch.tanh(c), c), (i, f, g, o)
 
-    y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse)
+    seen = _seen("lstm", ("sigmoid", "sigmoid", "tanh", "sigmoid"), x, h0)
+    y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
     return y, h_n, c_n
 
 
@@ -156,21 +213,35 @@ def gru_reference(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
+    reset: Reset = "after",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`gru` in plain torch: any dtype, any device, differentiable to any order."""
 
-    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def step(projected: Tensor, state: States) -> tuple[States, States]:
         (h,) = state
         r_x, z_x, n_x = projected.chunk(3, dim=-1)
         r_h, z_h, n_h = _linear(h, w_hh, b_hh).chunk(3, dim=-1)
-        z = torch.sigmoid(z_x + z_h)
-        n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
-        return ((1 - z) * n + z * h,)
+        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+        n = torch.tanh(n_x + r * n_h)
+        return ((1 - z) * n + z * h,), (r, z, n)
 
-    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse)
+    hidden = h0.shape[-1]
+
+    def step_before(projected: Tensor, state: States) -> tuple[States, States]:
+        (h,) = state
+        gates_x, n_x = projected.split((2 * hidden, hidden), dim=-1)
+        bias = (None, None) if b_hh is None else b_hh.split((2 * hidden, hidden), dim=-1)
+        w_gates, w_n = w_hh.split((2 * hidden, hidden), dim=-2)
+        r, z = torch.sigmoid(gates_x + _linear(h, w_gates, bias[0])).chunk(2, dim=-1)
+        n = torch.tanh(n_x + _linear(r * h, w_n, bias[1]))
+        return ((1 - z) * n + z * h,), (r, z, n)
+
+    seen = _seen("gru", ("sigmoid", "sigmoid", "tanh"), x, h0)
+    chosen = step if reset == "after" else step_before
+    y, (h_n,) = _scan(chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
@@ -190,25 +261,38 @@ def rnn_reference(
 ) -> tuple[Tensor, Tensor]:
     """`rnn` in plain torch: any dtype, any device, differentiable to any order."""
 
-    def step(projected: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def step(projected: Tensor, state: States) -> tuple[States, States]:
         (h,) = state
-        return ((1 - leak) * h + leak * ACTIVATIONS[activation](projected + _linear(h, w_hh, b_hh)),)
+        new = ACTIVATIONS[activation](projected + _linear(h, w_hh, b_hh))
+        return ((1 - leak) * h + leak * new,), (new,)
 
-    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse)
+    seen = _seen("rnn", (activation,), x, h0)
+    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
+def _seen(op: str, activations: tuple[str, ...], x: Tensor, h0: Tensor) -> _probe.ReferenceCall | None:
+    """Where a probe wants this call of a reference recorded, if one is active."""
+    probe = None if torch.compiler.is_compiling() else _probe.active()
+    if probe is None:
+        return None
+    call = _probe.ReferenceCall(op, activations, x.shape[-3], h0)
+    probe.add(call.call)
+    return call
+
+
 def _scan(
-    step: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    step: Callable[[Tensor, States], tuple[States, States]],
     x: Tensor,
     w_ih: Tensor,
     b_ih: Tensor | None,
-    state: tuple[Tensor, ...],
+    state: States,
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run `step` over time on the projected input; returns all outputs and the last state."""
+    seen: _probe.ReferenceCall | None,
+) -> tuple[Tensor, States]:
+    """Run `step`, which returns new states and gates, over time; returns all outputs and the last state."""
     projected = _linear(x, w_ih.unsqueeze(-3), None if b_ih is None else b_ih.unsqueeze(-2))
     steps = x.shape[-3]
     outputs: list[Tensor] = []
@@ -216,12 +300,15 @@ def _scan(
         before = state
         if resets is not None:
             before = tuple(s.masked_fill(resets[t].unsqueeze(-1), 0) for s in state)
-        new = step(projected.select(-3, t), before)
-        if lengths is None:
+        new, gates = step(projected.select(-3, t), before)
+        going = None if lengths is None else t < lengths
+        if seen is not None:
+            seen.see(t, gates, new, going)
+        if going is None:
             state = new
             outputs.append(new[0])
         else:
-            active = (t < lengths).unsqueeze(-1)
+            active = going.unsqueeze(-1)
             state = tuple(torch.where(active, n, s) for n, s in zip(new, state, strict=True))
             outputs.append(torch.where(active, new[0], torch.zeros_like(new[0])))
     return torch.stack(outputs[::-1] if reverse else outputs, dim=-3), state
