@@ -78,5 +78,6 @@ def share_reached(times: pd.Series, watched: pd.Series) -> pd.DataFrame:
             "high": np.where(runs - arrived > 1e-9, high, 1.0),
         }
     )
-    start = pd.DataFrame({"time": [0.0], "share": [0.0], "low": [0.0], "high": [0.0]})
+    none = float(stats.beta.ppf(1 - ALPHA / 2, 1, len(seen)))  # what no arrival among so many runs leaves possible
+    start = pd.DataFrame({"time": [0.0], "share": [0.0], "low": [0.0], "high": [none]})
     return pd.concat([start, frame], ignore_index=True)

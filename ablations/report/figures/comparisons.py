@@ -154,7 +154,7 @@ def _reference_lines(panels: Any, done: pd.DataFrame, response: Mapping[str, Any
         label, place = REFERENCES[name].replace(" extrapolation", ""), level
         if not bottom <= level <= top:
             label, place = f"{label}: {level:.3g} {'↑' if level > top else '↓'}", top if level > top else bottom
-        label_at = max(place, label_at + edge)
+        label_at = max(place, label_at + 1.6 * edge)
         panels[-1].annotate(
             label, (1.0, label_at), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=8, color=PALETTE[1],

@@ -171,7 +171,7 @@ def _profiles(evidence: Evidence) -> Drawing | None:
     scores = scores_by_level(evidence.done, evidence.declaration, factor, evidence.primary["name"])
     middles = {level: interquartile_mean(of_level) for level, of_level in scores.items()}
     texts = [
-        f"{level} {number(mean * by)} ({number(low * by)} to {number(high * by)})"
+        f"{level}: {number(mean * by)} ({number(low * by)} to {number(high * by)})"
         for level, (mean, low, high) in middles.items()
     ]
     return Drawing(

@@ -57,7 +57,10 @@ def interaction_plot(
         axes.set_xlim(-0.4, len(columns) - 0.6)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel(heading(_factor(declaration, one)["label"]))
-        axes.legend(title=wrapped(heading(factor["label"]), 24), loc="best", title_fontsize=8.5)
+        axes.legend(
+            title=heading(factor["label"]), title_fontsize=8.5, alignment="left", ncols=len(shown),
+            loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2, handlelength=1.6,
+        )  # fmt: skip
     unit = unit_of_difference(chosen).strip()
     label = f"Difference in {in_sentence(chosen['label'])}" + (f" ({unit})" if unit else "")
     figure.supylabel(wrapped(label, 60 if len(pairs) > 2 else 40), fontsize=9.5)

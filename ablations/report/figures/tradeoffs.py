@@ -24,6 +24,7 @@ from ablations.report.figures.theme import (
     PALETTE,
     WIDTH,
     bounds_of,
+    present_levels,
     response_of,
     themed,
     wrapped,
@@ -94,7 +95,7 @@ def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "pa
     handles = [
         Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
         for k, factor in enumerate(declaration["factors"])
-        if (data["factor"] == factor["name"]).any()
+        if len(present_levels(data, factor)) > 1
     ]
     handles.append(Line2D([], [], ls="--", lw=1.2, color=MUTED, label="Pareto front"))
     axes.set_xscale("log")
