@@ -75,6 +75,7 @@ def _lines(section: Section) -> list[str]:
     return [
         f"{section.evidence.study}: {section.evidence.declaration['title']}",
         *(f"  {sentence}" for sentence in [*section.story.summary[1:], *section.story.notes]),
+        *(f"  {sentence}" for sentence in section.story.design if section.evidence.crossed),
     ]
 
 

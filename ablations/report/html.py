@@ -40,9 +40,11 @@ class Section:
     tables: Sequence[Table]
 
     @property
-    def verdicts(self) -> dict[str, int]:
-        found = [card.verdict for chapter in self.story.chapters for card in chapter.cards if card.verdict]
-        return {word: found.count(word) for word in MARKS if word in found}
+    def verdicts(self) -> dict[str, list[Card]]:
+        """The cards of each verdict."""
+        cards = [card for chapter in self.story.chapters for card in chapter.cards]
+        found = {word: [card for card in cards if card.verdict == word] for word in MARKS}
+        return {word: of_word for word, of_word in found.items() if of_word}
 
 
 def page(sections: Sequence[Section], preset: str, command: str, notes: Sequence[str]) -> str:
@@ -64,7 +66,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("ablations.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"inline": inline, "fine": fine, "heading": heading, "with_unit": with_unit}
-    environment.globals |= {"bar": bar, "marks": MARKS, "values": pair_values, "levels_of": levels_of}
+    environment.globals |= {"bar": bar, "marks": MARKS, "values": pair_values, "levels_of": levels_of, "anchor": anchor}
     return environment
 
 
@@ -107,6 +109,11 @@ def pair_values(card: Card, section: Section) -> list[dict[str, str]]:
         numbers["difference"] = number((pair["level"] - pair["baseline"]) * by, digits, sign=True)
         rows.append({"seed": str(seed)} | numbers | {side: pair[side] for side in ("level_key", "baseline_key")})
     return rows
+
+
+def anchor(card: Card, section: Section) -> str:
+    """Where a card stands on the page."""
+    return re.sub(r"[^\w-]+", "-", f"{section.evidence.study}-{card.row['factor']}-{card.level}")
 
 
 def levels_of(run: dict[str, Any], evidence: Evidence) -> str:
