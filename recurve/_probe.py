@@ -111,9 +111,9 @@ def _fused_calls() -> list[ProbedCall]:
 
 
 class ReferenceCall:
-    """Records a call of a reference step by step, by hooks on its states."""
+    """Records a call of a reference step by step, by hooks on its states; `shape` is (T,) or (E, T)."""
 
-    def __init__(self, op: str, activations: Sequence[str], steps: int, like: Tensor) -> None:
+    def __init__(self, op: str, activations: Sequence[str], shape: tuple[int, ...], like: Tensor) -> None:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise RuntimeError(
                 f"a probe sees {op} under torch.vmap and torch.func only where its fused kernel runs; "
@@ -121,7 +121,6 @@ class ReferenceCall:
             )
         self._activations = activations
         self._backward_began = False
-        shape = (*like.shape[:-2], steps)  # like: h0
         self._saturated = like.new_full((*shape, len(activations)), torch.nan)
         self._norms = [like.new_full(shape, torch.nan) for _ in range(2 if op == "lstm" else 1)]
         self.call = ProbedCall(op, GATES[op], self._saturated, self._norms[0], self._norms[1] if op == "lstm" else None)

@@ -200,7 +200,7 @@ def lstm_reference(
         c = f * c + i * g
         return (o * torch.tanh(c), c), (i, f, g, o)
 
-    seen = _seen("lstm", ("sigmoid", "sigmoid", "tanh", "sigmoid"), x, h0)
+    seen = _seen("lstm", ("sigmoid", "sigmoid", "tanh", "sigmoid"), x, w_ih)
     y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
     return y, h_n, c_n
 
@@ -239,7 +239,7 @@ def gru_reference(
         n = torch.tanh(n_x + _linear(r * h, w_n, bias[1]))
         return ((1 - z) * n + z * h,), (r, z, n)
 
-    seen = _seen("gru", ("sigmoid", "sigmoid", "tanh"), x, h0)
+    seen = _seen("gru", ("sigmoid", "sigmoid", "tanh"), x, w_ih)
     chosen = step if reset == "after" else step_before
     y, (h_n,) = _scan(chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
@@ -266,17 +266,17 @@ def rnn_reference(
         new = ACTIVATIONS[activation](projected + _linear(h, w_hh, b_hh))
         return ((1 - leak) * h + leak * new,), (new,)
 
-    seen = _seen("rnn", (activation,), x, h0)
+    seen = _seen("rnn", (activation,), x, w_ih)
     y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
-def _seen(op: str, activations: tuple[str, ...], x: Tensor, h0: Tensor) -> _probe.ReferenceCall | None:
+def _seen(op: str, activations: tuple[str, ...], x: Tensor, w_ih: Tensor) -> _probe.ReferenceCall | None:
     """Where a probe wants this call of a reference recorded, if one is active."""
     probe = None if torch.compiler.is_compiling() else _probe.active()
     if probe is None:
         return None
-    call = _probe.ReferenceCall(op, activations, x.shape[-3], h0)
+    call = _probe.ReferenceCall(op, activations, (*w_ih.shape[:-2], x.shape[-3]), x)
     probe.add(call.call)
     return call
 

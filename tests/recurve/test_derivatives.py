@@ -12,6 +12,7 @@ CALLS = [
     Sequence("gru", steps=3, batch=2, inputs=2, hidden=3, lengths=True, reverse=True),
     Sequence("rnn", steps=3, batch=2, inputs=2, hidden=3, no_bias=True, options={"activation": "tanh", "leak": 0.4}),
     Sequence("rnn", steps=2, batch=2, inputs=2, hidden=3, options={"activation": "sigmoid"}),
+    Sequence("gru", steps=3, batch=2, inputs=2, hidden=3, lengths=True, options={"reset": "before"}),
     Sequence("lstm", steps=2, batch=2, inputs=2, hidden=2, models=2),
     Sequence("gru", steps=2, batch=2, inputs=2, hidden=2, models=2, shared=True),
     Block(batch=2, channels=2, outputs=3, size=(4, 5), options={"padding": 1, "activation": "tanh"}),
@@ -102,6 +103,8 @@ def dispatcher_call(case, generator):
     states = [given[name] for name in ("h0", "c0") if name in given]
     rest = [given.get(name) for name in ("b_ih", "b_hh")]
     rest += [arguments.get("lengths"), arguments.get("resets"), arguments["reverse"]]
+    if case.op == "gru":
+        rest.append(arguments.get("reset", "after"))
     if case.op == "rnn":
         rest += [arguments.get("activation", "tanh"), arguments.get("leak", 1.0)]
     return given["x"], *states, given["w_ih"], given["w_hh"], *rest
@@ -120,7 +123,7 @@ BACKWARD_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor"
 @pytest.mark.parametrize("case", [c for c in CALLS if isinstance(c, Sequence)], ids=str)
 def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep, generator):
     tensors, arguments = case.tensors(generator), case.arguments(generator)
-    cell = ("lstm", "gru", "rnn").index(case.op)
+    cell = 3 if arguments.get("reset") == "before" else ("lstm", "gru", "rnn").index(case.op)
     activation = {"tanh": 4, "sigmoid": 5, "relu": 1}[arguments.get("activation", "tanh")]
     names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh")
     inputs = [*map(tensors.get, names), arguments.get("lengths"), arguments.get("resets")]
@@ -133,7 +136,7 @@ def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep
     if keep:
         y, h_n, c_n, gates, aux = torch.ops.recurve.sequence_forward(*inputs, *options, True)
         grads = [torch.ones_like(y), torch.ones_like(h_n), torch.ones_like(c_n) if case.op == "lstm" else None]
-        for need in ((True, True), (False, True), (True, False)):
+        for need in ((True, True, False), (False, True, False), (True, False, True)):  # dx, weights, norms
             torch.library.opcheck(
                 torch.ops.recurve.sequence_backward.default,
                 (*grads, *inputs, y, gates, aux, *options, *need),

@@ -59,12 +59,12 @@ def test_any_number_of_threads_gives_the_same_bits(case, dtype, generator, threa
 
 
 @every_call
-def test_fifty_repeats_give_the_same_bits(case, generator, threads):
+def test_two_hundred_repeats_give_the_same_bits(case, generator, threads):
     run = call(case, generator, torch.float32)
     threads(2)
     with recurve.backend("fused"):
         first = run()
-        for _ in range(50):
+        for _ in range(200):
             assert_same(run(), first)
 
 
@@ -77,6 +77,32 @@ def test_eight_python_threads_at_once_get_what_one_gets(generator, threads):
             together = list(pool.map(lambda run: run(), runs * 8))
     for i, found in enumerate(together):
         assert_same(found, alone[i % len(runs)])
+
+
+WORK = """
+import multiprocessing, torch, recurve
+torch.manual_seed(0)
+x, module = torch.randn(30, 16, 5), recurve.nn.LSTM(5, 64)
+def sums(_=None):
+    y, _ = module(x)
+    y.sum().backward()
+    return y.sum().item(), module.weight_hh_l0.grad.sum().item()
+if __name__ == "__main__":
+    torch.set_num_threads({threads})
+    here = sums()
+    module.zero_grad()
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        assert pool.map(sums, range(2)) in ([here] * 2, [here, tuple(a * k for a, k in zip(here, (1, 2)))])
+"""
+
+
+# OpenMP threads do not survive a fork, so a process that forks has used one thread only.
+@pytest.mark.parametrize(("method", "threads"), [("fork", 1), ("spawn", 2)])
+def test_child_processes_get_the_same(method, threads, tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(WORK.format(method=method, threads=threads))
+    done = python(str(script))
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def built_sets():

@@ -280,11 +280,30 @@ def test_parameters_may_be_moved_converted_and_flattened(name, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_module
+def test_half_precision_is_about_as_accurate_as_torch(name, dtype, generator):
+    """At most twice torch's own error, and twice the rounding of a sum near one."""
+    ours, theirs = twins(name, 20, 33, dtype=dtype)
+    exact = copy.deepcopy(theirs).double()
+    x = normal((4, 20) if name in CELLS else (6, 4, 20), generator).to(dtype)
+    found, native = outcome(ours, x.clone()), outcome(theirs, x.clone())
+    for key, value in outcome(exact, x.double()).items():
+        assert found[key].dtype == dtype, key
+        near_one = value.to(dtype)
+        allowed = 2 * (native[key] - value).abs() + 2 * (near_one + 0.3 - 0.3 - near_one).abs() + 1e-6
+        if not key.startswith("output"):  # of a sum over steps and rows, the size of its largest part
+            allowed = allowed + torch.finfo(dtype).eps * value.abs().max()
+        assert ((found[key] - value).abs() <= allowed).all(), key
+
+
 @every_layer
-def test_half_precision_equals_torch(name, dtype, generator):
-    ours, theirs = twins(name, 3, 5, dtype=dtype)
-    x = normal((4, 2, 3), generator).to(dtype)
-    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+def test_mixed_dtypes_raise_what_torch_raises(name):
+    ours, theirs = twins(name, 3, 5)
+    x = torch.zeros(2, 2, 3, dtype=torch.bfloat16)
+    with pytest.raises(Exception) as expected:  # noqa: PT011
+        theirs(x)
+    with pytest.raises(type(expected.value), match="dtype"):
+        ours(x)
 
 
 @every_module
@@ -296,6 +315,45 @@ def test_autocast_equals_torch(name, generator):
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_gru_that_resets_before_the_product_equals_its_reference(bidirectional, packed, generator):
+    module = recurve.nn.GRU(3, 9, 2, bidirectional=bidirectional, reset="before", dtype=torch.float64)
+    x, sizes = normal((6, 4, 3), generator), torch.tensor([6, 4, 3, 1])
+    given = pack_padded_sequence(x, sizes) if packed else x
+    found = outcome(module, given)
+    with recurve.backend("native"):
+        expected = outcome(module, given)
+    assert_close(found, expected, 1e-10)
+    assert "reset='before'" in repr(module)
+    assert copy.deepcopy(module).reset == "before"
+
+
+def test_a_gru_cell_that_resets_before_the_product_is_one_step_of_the_layer(generator):
+    layer = recurve.nn.GRU(3, 5, reset="before", dtype=torch.float64)
+    cell = recurve.nn.GRUCell(3, 5, reset="before", dtype=torch.float64)
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
+    x, h = normal((4, 3), generator), normal((4, 5), generator)
+    torch.testing.assert_close(cell(x, h), layer(x[None], h[None])[0][0])
+
+
+@pytest.mark.parametrize("make", [recurve.nn.GRU, recurve.nn.GRUCell])
+def test_an_unknown_place_of_the_reset_is_refused(make):
+    with pytest.raises(ValueError, match="reset 'never' is unknown; allowed: after, before"):
+        make(3, 5, reset="never")
+
+
+@every_layer
+def test_dropout_of_packed_sequences_draws_torchs_random_numbers(name, generator):
+    ours, theirs = twins(name, 3, 5, 2, dropout=0.5, dtype=torch.float64)
+    packed = pack_padded_sequence(normal((6, 4, 3), generator), torch.tensor([6, 4, 3, 1]))
+    outputs = []
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        outputs.append(module(packed)[0].data)
+    torch.testing.assert_close(*outputs)
 
 
 def wrong_calls(name):

@@ -23,6 +23,7 @@ import recurve
 from recurve import ops
 
 OPS = ("lstm", "gru", "rnn")
+BEFORE = {"reset": "before"}
 RNN_OPTIONS = [
     {"activation": activation, "leak": leak} for activation in ("tanh", "relu", "sigmoid") for leak in (1.0, 0.3)
 ]
@@ -47,6 +48,15 @@ def cases():
         yield replace(plain, models=1, batch=2)
         yield replace(plain, models=4, batch=0)
         yield replace(plain, models=2, shared=True, no_bias=True, lengths=True, resets=True)
+        yield replace(plain, batch=9, inputs=40, no_bias=True)
+        yield replace(plain, batch=9, inputs=300, hidden=129)  # too large for W x beside U h
+        yield from (replace(plain, batch=9, models=3, hidden=17, shared=shared) for shared in (False, True))
+    for flags in itertools.product([False, True], repeat=4):
+        names = ("no_bias", "lengths", "resets", "reverse")
+        yield Sequence("gru", steps=6, batch=9, **dict(zip(names, flags, strict=True)), options=BEFORE)
+    for hidden, models in itertools.product((1, 16, 33, 129), (None, 3)):
+        yield Sequence("gru", hidden=hidden, models=models, shared=models is not None, options=BEFORE)
+    yield from (Sequence("gru", batch=batch, options=BEFORE) for batch in (0, 1, 13))
     for options in RNN_OPTIONS:
         yield Sequence("rnn", options=options)
         yield Sequence("rnn", hidden=37, batch=6, models=2, lengths=True, resets=True, reverse=True, options=options)
@@ -391,6 +401,21 @@ def test_one_bias_without_the_other_is_refused(op, generator):
 def test_an_unknown_activation_names_the_allowed_ones(generator):
     with pytest.raises(ValueError, match="'elu' is unknown; allowed: tanh, relu, sigmoid"):
         ops.rnn(**Sequence("rnn").tensors(generator), activation="elu")
+
+
+def test_an_unknown_place_of_the_reset_names_the_allowed_ones(generator):
+    with pytest.raises(ValueError, match="reset 'beside' is unknown; allowed: after, before"):
+        ops.gru(**Sequence("gru").tensors(generator), reset="beside")
+
+
+def test_the_place_of_the_reset_changes_the_function_and_without_reset_it_does_not(generator):
+    tensors = Sequence("gru").tensors(generator)
+    after, _ = ops.gru(**tensors)
+    before, _ = ops.gru(**tensors, reset="before")
+    assert (after - before).abs().max() > 1e-3
+    open_gate = tensors | {"b_ih": tensors["b_ih"].clone()}
+    open_gate["b_ih"][:7] = 1e3  # r is one
+    torch.testing.assert_close(ops.gru(**open_gate)[0], ops.gru(**open_gate, reset="before")[0])
 
 
 @pytest.mark.parametrize("leak", [0.0, -0.5, 1.5, float("nan")])

@@ -38,6 +38,8 @@ def sequences(draw):
     if op == "rnn":
         options["activation"] = draw(st.sampled_from(["tanh", "relu", "sigmoid"]))
         options["leak"] = draw(st.sampled_from([1.0, 0.25, 0.9]))
+    if op == "gru":
+        options["reset"] = draw(st.sampled_from(["after", "before"]))
     return Sequence(
         op,
         steps=draw(st.integers(1, 7)),
