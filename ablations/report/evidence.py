@@ -150,23 +150,38 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
     repeated = runs.duplicated([*factors, "seed"])
     if repeated.any():
         notes.append(f"{count(int(repeated.sum()), 'run')} repeated a condition and seed and left out.")
-    runs, unpaired = _paired(runs[~repeated], declaration)
-    if unpaired:
+    runs = runs[~repeated]
+    strange, by_design = _other_data(runs, declaration)
+    if strange.any():
         notes.append(
-            f"{count(unpaired, 'run')} saw other data than the baseline's run of the same seed, by the hashes in their "
-            "records: such runs are not paired, and they are left out."
+            f"{count(int(strange.sum()), 'run')} saw other data than the baseline's run of the same seed, by the hashes "
+            "in their records: such runs are not paired, and they are left out."
         )
+    if by_design:
+        notes.append(
+            f"Under {listing(by_design)}, the data themselves are other than the baseline's: runs share its seeds alone. "
+            "Differences hold, but pairing makes them no surer."
+        )
+    runs = runs[~strange]
     return runs.reset_index(drop=True), notes
 
 
-def _paired(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> tuple[pd.DataFrame, int]:
-    """Runs whose hash of the data split is that of the baseline's run of their seed, and how many were not."""
+def _other_data(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> tuple[pd.Series, list[str]]:
+    """Runs whose hash of the data split is not that of the baseline's run of their seed, although other runs of their
+    condition have it; and the conditions of which no run has it, as `factor level`."""
     if "pairing_split" not in runs:
-        return runs, 0
+        return pd.Series(False, index=runs.index), []
+    first = {f["name"]: f["levels"][0]["name"] for f in declaration["factors"] if f["name"] in runs}
     baseline = baseline_runs(runs, declaration).drop_duplicates("seed").set_index("seed")["pairing_split"].dropna()
     expected = runs["seed"].map(baseline)
-    strange = expected.notna() & runs["pairing_split"].notna() & (expected != runs["pairing_split"])
-    return runs[~strange], int(strange.sum())
+    known = expected.notna() & runs["pairing_split"].notna()
+    strange = known & (expected != runs["pairing_split"])
+    condition = [
+        " and ".join(f"{n} {row[n]}" for n in first if str(row[n]) != first[n]) for row in runs.to_dict("records")
+    ]
+    whole = strange.where(known).groupby(condition).transform(lambda of_condition: of_condition.dropna().all())
+    designed = strange & whole.astype(bool)
+    return strange & ~designed, sorted({text for text, is_so in zip(condition, designed, strict=True) if is_so})
 
 
 def _learning(

@@ -285,6 +285,18 @@ def test_mixed_machines_and_other_data_are_named(tmp_path):
     assert (rows.loc["rotate", "n"], rows.loc["shift", "n"]) == (2, 3)
 
 
+def test_a_level_that_changes_the_data_is_compared_but_not_called_paired(tmp_path):
+    records = Records(tmp_path)
+    base, shift = synthetic.conditions(synthetic.VISION)[:2]
+    records.declare(synthetic.VISION)
+    for seed in range(3):
+        synthetic.write_run(records, synthetic.VISION, base, seed, details=False)
+        synthetic.write_run(records, synthetic.VISION, shift, seed, split="shifted", details=False)
+    evidence = gather(records, "vision", "quick")
+    assert "Under augmentation shift, the data themselves are other" in " ".join(evidence.notes)
+    assert evidence.effects["n"].max() == 3
+
+
 def test_divergence_is_a_rate_with_its_interval_and_never_reaches_the_target(tmp_path):
     records = Records(tmp_path)
     synthetic.write_study(records, synthetic.VISION, seeds=4)
