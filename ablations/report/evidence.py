@@ -154,13 +154,13 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
     strange, by_design = _other_data(runs, declaration)
     if strange.any():
         notes.append(
-            f"{count(int(strange.sum()), 'run')} saw other data than the baseline's run of the same seed, by the hashes "
-            "in their records: such runs are not paired, and they are left out."
+            f"{count(int(strange.sum()), 'run')} saw other data than the baseline's run of the same seed, by the "
+            "hashes in their records: such runs are not paired, and they are left out."
         )
     if by_design:
         notes.append(
-            f"Under {listing(by_design)}, the data themselves are other than the baseline's: runs share its seeds alone. "
-            "Differences hold, but pairing makes them no surer."
+            f"Under {listing(by_design)}, the data themselves are other than the baseline's: runs share its seeds "
+            "alone. Differences hold, but pairing makes them no surer."
         )
     runs = runs[~strange]
     return runs.reset_index(drop=True), notes
