@@ -21,7 +21,7 @@ from ablations.report.numbers import (
     unit_of_value,
 )
 from ablations.statistics import ALPHA, binomial_error, bootstrap_interval, proportion_interval
-from ablations.statistics.paired import FEWEST_FOR_BOOTSTRAP
+from ablations.statistics.paired import FEWEST_FOR_BOOTSTRAP, smallest_exact_p
 
 
 def clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> str:
@@ -69,7 +69,7 @@ def _median_clause(row: pd.Series, response: Mapping[str, Any]) -> str:
     ends = (number(row[side], _time_digits(row[side]), sign=True) for side in ("low", "high"))
     interval = f"95 % interval of the median difference {' to '.join(ends)}, " if bounded else ""
     numbers = f"({interval}n = {int(row['n'])}; {'; '.join([values, *missed])})"
-    if 2.0 / 2.0 ** row["n"] > ALPHA:
+    if smallest_exact_p(int(row["n"])) > ALPHA:
         return f"not to be tested with {count(int(row['n']), 'seed')} in {label} {numbers}"
     if not detected:
         return f"no difference we could detect in {label} {numbers}"
@@ -120,10 +120,10 @@ def fine_print(row: pd.Series, pairs: pd.DataFrame, evidence: Evidence) -> list[
             f"With these seeds and so many hypotheses, a true difference of {smallest}{unit_of_difference(response)} "
             "would be detected with 80 % power."
         )
-    if 2.0 / 2.0**n > ALPHA:
+    if smallest_exact_p(n) > ALPHA:
         sentences.append(
             f"The exact sign-flip test cannot reach {ALPHA} with {n} seeds, whose smallest p value is "
-            f"{2.0 / 2.0**n:.2g}: that differences are normal, as the t test assumes, carries the verdict."
+            f"{smallest_exact_p(n):.2g}: that differences are normal, as the t test assumes, carries the verdict."
         )
     else:
         sentences.append(

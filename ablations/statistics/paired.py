@@ -33,8 +33,8 @@ class Difference:
 
     @property
     def sign_flip_can_decide(self) -> bool:
-        """Whether so few seeds can reach alpha at all: the smallest exact p is 2 / 2^n."""
-        return self.n > 0 and 2.0 / 2.0**self.n <= ALPHA
+        """Whether so few seeds can reach alpha at all."""
+        return smallest_exact_p(self.n) <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class McNemar:
     only_level: int
     only_baseline: int
     p: float
+
+
+def smallest_exact_p(n: int) -> float:
+    """The least p value that a sign-flip or sign test of `n` pairs can give: all of them on one side, 2 / 2^n."""
+    return min(2.0 / 2.0**n, 1.0)
 
 
 def mean_interval(values: Values) -> tuple[float, float, float]:
