@@ -20,7 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,19 +70,25 @@ def kills_of_the_command(count: int, reference: Reference, draw: random.Random) 
             while victims.total() < count:
                 command = _ablate_run(root)
                 time.sleep(draw.uniform(1, 5))
-                family = psutil.Process(command.pid).children(recursive=True) if command.poll() is None else []
-                if not family:
+                if command.poll() is not None:
                     break
-                victim = draw.choice([psutil.Process(command.pid), *family])
-                depth = len([parent for parent in victim.parents() if parent.pid == command.pid or parent in family])
-                victims[("command", "helper", "worker")[min(depth, 2)]] += 1
-                victim.kill()
+                with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                    victims[_kill_one_of(psutil.Process(command.pid), draw)] += 1
                 command.wait()
                 _check_scan(root)
             _ablate_run(root).wait()
             _ablate_run(root, "retry").wait()
             _check_resumed(root, reference)
     return f"{victims.total()} kills of a process of `ablate run`: " + _listed(victims)
+
+
+def _kill_one_of(command: psutil.Process, draw: random.Random) -> str:
+    """Kill the command, a helper of its (the server that forks workers) or a worker; which it was."""
+    family = [command, *command.children(recursive=True)]
+    victim = draw.choice(family)
+    depth = len([parent for parent in victim.parents() if parent in family])
+    victim.kill()
+    return ("command", "helper", "worker")[min(depth, 2)]
 
 
 def kills_at_write_points(count: int, reference: Reference, draw: random.Random) -> str:
@@ -417,18 +423,18 @@ def _listed(counts: Counter[str]) -> str:
 def main() -> None:
     draw, start = random.Random(), time.monotonic()
     reference = uninterrupted()
-    for line in (
-        kills_at_random_moments(200, reference, draw),
-        kills_at_write_points(50, reference, draw),
-        torn_files(10, reference, draw),
-        full_disks(10, reference, draw),
-        read_only_folder(reference),
-        rivals(20, 8, reference),
-        jumping_clocks(10, reference, draw),
-        want_of_memory(),
-        kills_of_the_command(20, reference, draw),
+    for happen in (
+        lambda: kills_at_random_moments(200, reference, draw),
+        lambda: kills_at_write_points(50, reference, draw),
+        lambda: torn_files(10, reference, draw),
+        lambda: full_disks(10, reference, draw),
+        lambda: read_only_folder(reference),
+        lambda: rivals(20, 8, reference),
+        lambda: jumping_clocks(10, reference, draw),
+        want_of_memory,
+        lambda: kills_of_the_command(20, reference, draw),
     ):
-        print(line, flush=True)
+        print(happen(), flush=True)
     minutes = (time.monotonic() - start) / 60
     print(f"Every resumed table equals the uninterrupted one; no run was lost or done twice ({minutes:.0f} minutes).")
 
