@@ -133,8 +133,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     summary = build(records, arguments.out, arguments.preset, arguments.studies or None)
     pages = [str(path) for path in summary.files if path.parent == arguments.out]
-    figures = len(summary.files) - len(pages)
-    print("\n".join([*summary.lines, "", *pages, f"{arguments.out / 'figures'} ({figures} files)"]))
+    folders = Counter(path.parent for path in summary.files if path.parent != arguments.out)
+    print("\n".join([*summary.lines, "", *pages, *(f"{folder} ({n} files)" for folder, n in folders.items())]))
     return 0
 
 
