@@ -24,8 +24,11 @@ constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Ce
 constexpr int gradient_count(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
 
 // Whether W x is best computed beside U h at each step. Else one product over all steps comes before: it reads the
-// weights once, which counts where a step has few sequences or the weights are larger than a second-level cache.
-constexpr bool fuses_input(int64_t batch, int64_t weight_bytes) { return batch >= 8 && weight_bytes <= 1 << 20; }
+// weights once, which counts where a step has few sequences or the weights fill a second-level cache. From
+// measurements.
+constexpr bool fuses_input(int64_t batch, int64_t inputs, int64_t hidden, int64_t weight_bytes) {
+  return batch >= 8 && 2 * inputs <= hidden && weight_bytes <= 1 << 20;
+}
 
 struct SequenceShape {
   Cell cell;

@@ -48,6 +48,34 @@ void for_row_parts(const SequenceShape& s, const Parallel& parallel, F&& f) {
   });
 }
 
+// Whether threads share each step's units instead: too few rows for all of them, and weights worth meeting for.
+template <class T>
+bool splits_units(const SequenceShape& s, const Parallel& parallel) {
+  constexpr int64_t tile = most_rows<4>, weight_bytes = 1 << 19;
+  return s.models * divide_up(s.batch, tile) < parallel.threads &&
+         gate_count(s.cell) * s.hidden * s.hidden * static_cast<int64_t>(sizeof(T)) >= weight_bytes;
+}
+
+// Calls f(model, first row, rows, threads for the units of a step) for all rows of all models.
+template <class T, class F>
+void for_rows(const SequenceShape& s, const Parallel& parallel, F&& f) {
+  if (splits_units<T>(s, parallel)) {
+    for (int64_t model = 0; model < s.models; ++model) f(model, int64_t{0}, s.batch, parallel);
+  } else {
+    for_row_parts(s, parallel, [&](int64_t model, int64_t first, int64_t rows) {
+      f(model, first, rows, Parallel{1, parallel.run});
+    });
+  }
+}
+
+// Calls f(first unit, end) for the units of a step, in parts of whole blocks of `width`.
+template <class F>
+RECURVE_INLINE void for_unit_parts(int64_t hidden, int64_t width, const Parallel& parallel, const F& f) {
+  if (parallel.threads == 1) return f(int64_t{0}, hidden);
+  const int64_t blocks = divide_up(hidden, width), part = divide_up(blocks, least(blocks, parallel.threads)) * width;
+  parallel_for(parallel, divide_up(hidden, part), [&](int64_t i) { f(i * part, least(hidden, (i + 1) * part)); });
+}
+
 // ---------------------------------------------------------------------------------------------------- forward
 //
 // A step runs in one or two stages: for each vector of units, the products of some gates, then what they lead to.
@@ -269,15 +297,15 @@ struct ForwardRows {
   }
 };
 
-// One stage of the present step: the products with x and with `states`, then the stage's equations.
+// One stage of the present step for units [begin, end): the products with x and with `states`, then its equations.
 template <class T, class Stage, int U>
-void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* states) {
+void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* states, int64_t begin, int64_t end) {
   constexpr int GATES = Stage::gates, P = GATES * U;
   const SequenceForward<T>& s = rows.s;
   const int64_t hidden = s.shape.hidden, inputs = s.x == nullptr ? 0 : s.inputs, width = U * lanes<T>;
   packed += rows.model * divide_up(hidden, width) * width * GATES * (inputs + hidden);
   const ForwardUnit<T> first = rows.origin();
-  for (int64_t unit0 = 0; unit0 < hidden; unit0 += width) {
+  for (int64_t unit0 = begin; unit0 < end; unit0 += width) {
     for_row_tiles<most_rows<(P < 4 ? P : 4)>>(rows.rows, [&]<int R>(int64_t r0) {
       const ForwardUnit<T> origin = first;  // a copy, which no store can be taken to change
       const int64_t H = origin.H, I = inputs;
@@ -325,22 +353,23 @@ class ForwardStage {
     pack_forward<T, Stage, U>(s, packed_, parallel);
   }
 
-  void operator()(const ForwardRows<T>& rows, const T* const* states) const {
-    run_stage<T, Stage, U>(rows, packed_, states);
+  void operator()(const ForwardRows<T>& rows, const T* const* states, const Parallel& parallel) const {
+    for_unit_parts(rows.s.shape.hidden, U * lanes<T>, parallel,
+                   [&](int64_t begin, int64_t end) { run_stage<T, Stage, U>(rows, packed_, states, begin, end); });
   }
 
  private:
   Scratch<T> packed_;
 };
 
-// Runs `step(rows)` for each step of all rows.
+// Runs `step(rows, threads)` for each step of all rows.
 template <class T, class Step>
 void forward_steps(const SequenceForward<T>& s, const Parallel& parallel, const Step& step) {
-  for_row_parts(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count) {
+  for_rows<T>(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count, const Parallel& threads) {
     ForwardRows<T> rows(s, model, row0, count);
     for (int64_t i = 0; i < s.shape.steps; ++i) {
       rows.go_to(i);
-      step(rows);
+      step(rows, threads);
     }
     rows.leave_last_states();
   });
@@ -349,16 +378,17 @@ void forward_steps(const SequenceForward<T>& s, const Parallel& parallel, const 
 template <class T, class Stage, int U>
 void forward_single_stage(const SequenceForward<T>& s, const Parallel& parallel) {
   const ForwardStage<T, Stage, U> stage(s, parallel);
-  forward_steps(s, parallel, [&](const ForwardRows<T>& rows) { stage(rows, rows.h_before); });
+  forward_steps(s, parallel,
+                [&](const ForwardRows<T>& rows, const Parallel& threads) { stage(rows, rows.h_before, threads); });
 }
 
 template <class T, int U>
 void forward_gru_before(const SequenceForward<T>& s, const Parallel& parallel) {
   const ForwardStage<T, GruBeforeGatesForward, U / 2> gates(s, parallel);
   const ForwardStage<T, GruBeforeStateForward, U> state(s, parallel);
-  forward_steps(s, parallel, [&](const ForwardRows<T>& rows) {
-    gates(rows, rows.h_before);
-    state(rows, rows.reset_state);
+  forward_steps(s, parallel, [&](const ForwardRows<T>& rows, const Parallel& threads) {
+    gates(rows, rows.h_before, threads);
+    state(rows, rows.reset_state, threads);
   });
 }
 
@@ -623,12 +653,12 @@ RECURVE_INLINE void prefetch_unit(const BackwardUnit<T>& at) {
   prefetch<G>(at.c_before != nullptr ? at.c_before : at.h_before);
 }
 
-// The present step of all rows: gradients of the state, then of the gates.
+// The present step of all rows for units [begin, end): gradients of the state, then of the gates.
 template <class T, class CellBackward, int G>
-void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights) {
+void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
   const auto& s = rows.s;
   const BackwardUnit<T> first = rows.origin();
-  for (int64_t unit0 = 0; unit0 < first.H; unit0 += G * lanes<T>) {
+  for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
     for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
       const BackwardUnit<T> origin = first;  // a copy, which no store can be taken to change
       Vector<T> acc[R][G] = {};
@@ -657,11 +687,11 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
   }
 }
 
-// The present step of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
+// Likewise of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
 template <class T, int G>
-void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights) {
+void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
   const BackwardUnit<T> first = rows.origin();
-  for (int64_t unit0 = 0; unit0 < first.H; unit0 += G * lanes<T>) {
+  for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
     for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
       const BackwardUnit<T> origin = first;
       Vector<T> acc[R][G] = {};
@@ -684,12 +714,16 @@ void backward_blocks(const SequenceBackward<T>& s, const Parallel& parallel) {
   const bool resets_before = s.shape.cell == Cell::gru_before;
   const BackwardWeights<T, G> weights(s, 0, resets_before ? 2 : gate_count(s.shape.cell), parallel);
   const BackwardWeights<T, G> weights_n(s, 2, resets_before ? 1 : 0, parallel);
-  for_row_parts(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count) {
+  for_rows<T>(s.shape, parallel, [&](int64_t model, int64_t row0, int64_t count, const Parallel& threads) {
     BackwardRows<T> rows(s, model, row0, count);
+    // The squares of a row's units add up in one thread.
+    const Parallel sharing = s.dh_squares == nullptr ? threads : Parallel{1, threads.run};
+    auto for_units = [&](auto part) { for_unit_parts(s.shape.hidden, G * lanes<T>, sharing, part); };
     for (int64_t step = s.shape.steps - 1; step >= -1; --step) {
       rows.go_to(step);
-      backward_step<T, CellBackward, G>(rows, weights);
-      if (resets_before && step >= 0) backward_reset<T, G>(rows, weights_n);
+      for_units([&](int64_t begin, int64_t end) { backward_step<T, CellBackward, G>(rows, weights, begin, end); });
+      if (resets_before && step >= 0)
+        for_units([&](int64_t begin, int64_t end) { backward_reset<T, G>(rows, weights_n, begin, end); });
     }
   });
 }

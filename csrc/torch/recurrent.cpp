@@ -128,7 +128,7 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, I = in.inputs, H = in.hidden;
   const int64_t width = gate_count(options.cell) * H;
   const auto like = in.x.options();
-  const bool fused = fuses_input(B, width * I * in.x.element_size());
+  const bool fused = fuses_input(B, I, H, width * I * in.x.element_size());
   Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), Tensor(), Tensor()};
   if (options.cell == Cell::lstm) out.c_n = at::empty({E, B, H}, like);
   if (keep || !fused || options.cell == Cell::gru_before) out.gates = workspace({E, T_, B, width}, like);
