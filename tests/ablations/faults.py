@@ -35,6 +35,7 @@ SEEDS = 3
 SCRIPT = Path(__file__).with_name("planted_cli.py")
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
+FAMILY = ("command", "helper", "worker")  # by generation
 POINTS = ("temporary made", "half written", "synced", "renamed", "folder synced")
 FILES = ("config.json", "environment.json", "curve.csv", "predictions.npz", "result.json")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -55,7 +56,7 @@ def kills_at_random_moments(count: int, reference: Reference, draw: random.Rando
     while kills < count:
         with _folder() as root:
             folders += 1
-            while kills < count and _start(_train_all, root).killed_after(draw.uniform(0, reference.seconds)):
+            while kills < count and _Child(_train_all, root).killed_after(draw.uniform(0, reference.seconds)):
                 kills += 1
                 _check_scan(root)
             _check_resumed(root, reference)
@@ -63,32 +64,36 @@ def kills_at_random_moments(count: int, reference: Reference, draw: random.Rando
 
 
 def kills_of_the_command(count: int, reference: Reference, draw: random.Random) -> str:
-    """Any process of `ablate run` is killed: the command itself, the server that forks workers, or a worker."""
+    """Processes of `ablate run` are killed: the command itself, a helper (the server that forks workers), a worker."""
     victims: Counter[str] = Counter()
     while victims.total() < count:
         with _folder() as root:
             while victims.total() < count:
-                command = _ablate_run(root)
-                time.sleep(draw.uniform(1, 5))
-                if command.poll() is not None:
-                    break
-                with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
-                    victims[_kill_one_of(psutil.Process(command.pid), draw)] += 1
+                command, kind = _ablate_run(root), draw.choice(FAMILY)
+                killed = _kill_one_of(psutil.Process(command.pid), FAMILY.index(kind), draw)
                 command.wait()
                 _check_scan(root)
+                if not killed:
+                    break
+                victims[kind] += 1
             _ablate_run(root).wait()
             _ablate_run(root, "retry").wait()
             _check_resumed(root, reference)
     return f"{victims.total()} kills of a process of `ablate run`: " + _listed(victims)
 
 
-def _kill_one_of(command: psutil.Process, draw: random.Random) -> str:
-    """Kill the command, a helper of its (the server that forks workers) or a worker; which it was."""
-    family = [command, *command.children(recursive=True)]
-    victim = draw.choice(family)
-    depth = len([parent for parent in victim.parents() if parent in family])
-    victim.kill()
-    return ("command", "helper", "worker")[min(depth, 2)]
+def _kill_one_of(command: psutil.Process, depth: int, draw: random.Random) -> bool:
+    """Wait for a process that is so many generations below the command, then kill it within a second."""
+    with suppress(psutil.NoSuchProcess):
+        while command.status() != psutil.STATUS_ZOMBIE:
+            family = [command, *command.children(recursive=True)]
+            generation = [one for one in family if sum(parent in family for parent in one.parents()) == depth]
+            if generation:
+                time.sleep(draw.uniform(0, 1))
+                draw.choice(generation).kill()
+                return True
+            time.sleep(0.05)
+    return False
 
 
 def kills_at_write_points(count: int, reference: Reference, draw: random.Random) -> str:
@@ -98,7 +103,7 @@ def kills_at_write_points(count: int, reference: Reference, draw: random.Random)
         for _ in range(count):
             with _folder() as root:
                 name = draw.choice(FILES)
-                child = _start(_train_all, root, point, name, draw.randint(1, SEEDS))
+                child = _Child(_train_all, root, point, name, draw.randint(1, SEEDS))
                 if child.exit_code() != -signal.SIGKILL:
                     raise AssertionError(f"the point {point!r} of {name} was never reached")
                 files[name] += 1
@@ -111,7 +116,7 @@ def torn_files(offsets: int, reference: Reference, draw: random.Random) -> str:
     """Every file of a record is cut at its start, its end, and at random offsets; each is named and done again."""
     cuts = 0
     with _folder() as whole:
-        _start(_train_all, whole).succeed()
+        _Child(_train_all, whole).succeed()
         folder = draw.choice(sorted(whole.glob("planted/*/result.json"))).parent
         for name in FILES:
             size = (folder / name).stat().st_size
@@ -133,7 +138,7 @@ def full_disks(count: int, reference: Reference, draw: random.Random) -> str:
     ways: Counter[str] = Counter()
     for limit in [0, 100, *(draw.randrange(200, 900) for _ in range(count - 2))]:
         with _folder() as root:
-            _start(_train_all_within, root, limit).refuse("File too large")
+            _Child(_train_all_within, root, limit).refuse("File too large")
             _check_scan(root)
             _check_resumed(root, reference)
             ways["by a limit on file sizes"] += 1
@@ -141,7 +146,7 @@ def full_disks(count: int, reference: Reference, draw: random.Random) -> str:
         size = ["-o", f"size={draw.randrange(9, 15) * 4}k"]
         if subprocess.run(["mount", "-t", "tmpfs", *size, "none", str(root)], capture_output=True).returncode == 0:
             try:
-                _start(_train_all, root).refuse("No space left on device")
+                _Child(_train_all, root).refuse("No space left on device")
                 _check_scan(root)
                 subprocess.run(["mount", "-o", "remount,size=50m", str(root)], check=True)
                 _check_resumed(root, reference)
@@ -154,12 +159,12 @@ def full_disks(count: int, reference: Reference, draw: random.Random) -> str:
 def read_only_folder(reference: Reference) -> str:
     """Who may not write is told so, and what is there is kept."""
     with _folder() as root:
-        _start(_train_all, root).succeed()
+        _Child(_train_all, root).succeed()
         next(root.glob("planted/*/result.json")).unlink()
         root.parent.chmod(0o755)
         for folder in (root, *root.rglob("*")):
             folder.chmod(0o555 if folder.is_dir() else 0o444)
-        _start(_train_all_as_nobody, root).refuse("Permission denied")
+        _Child(_train_all_as_nobody, root).refuse("Permission denied")
         for folder in (root, *root.rglob("*")):
             folder.chmod(0o755 if folder.is_dir() else 0o644)
         _check_resumed(root, reference)
@@ -170,7 +175,7 @@ def rivals(rounds: int, writers: int, reference: Reference) -> str:
     """Several processes do the whole grid in one folder at once, each in an order of its own."""
     for _ in range(rounds):
         with _folder() as root:
-            children = [_start(_train_shuffled, root, writer) for writer in range(writers)]
+            children = [_Child(_train_shuffled, root, writer) for writer in range(writers)]
             for child in children:
                 child.succeed()
             _check_resumed(root, reference)
@@ -181,10 +186,10 @@ def jumping_clocks(count: int, reference: Reference, draw: random.Random) -> str
     """The clock jumps by years between runs, and files carry dates of the future and of the past."""
     for _ in range(count):
         with _folder() as root:
-            _start(_train_all, root).killed_after(draw.uniform(0, reference.seconds))
+            _Child(_train_all, root).killed_after(draw.uniform(0, reference.seconds))
             for path in root.rglob("*"):
                 os.utime(path, (moment := time.time() + draw.uniform(-1e9, 1e9), moment))
-            _start(_train_all_at, root, draw.uniform(-1e9, 1e9)).succeed()
+            _Child(_train_all_at, root, draw.uniform(-1e9, 1e9)).succeed()
             _check_resumed(root, reference)
     return f"{count} jumps of the clock"
 
@@ -192,7 +197,7 @@ def jumping_clocks(count: int, reference: Reference, draw: random.Random) -> str
 def want_of_memory() -> str:
     """An ensemble that does not fit into memory is done in halves."""
     with _folder() as root:
-        _start(_train_hoarders, root).succeed()
+        _Child(_train_hoarders, root).succeed()
         statuses = Records(root).table().status.tolist()
         if statuses != ["done"] * 8:
             raise AssertionError(f"of 8 runs that fit into memory by fours, the statuses are {statuses}")
@@ -204,7 +209,7 @@ def want_of_memory() -> str:
 
 def uninterrupted() -> Reference:
     with _folder() as root:
-        child, start = _start(_train_all, root), time.monotonic()
+        child, start = _Child(_train_all, root), time.monotonic()
         child.succeed()
         return Reference(_results(root), time.monotonic() - start)
 
@@ -214,7 +219,7 @@ class _start:
 
     def __init__(self, function: Callable[..., None], root: Path, *arguments: object) -> None:
         self._ready, theirs = CONTEXT.Pipe(duplex=False)
-        self._process = CONTEXT.Process(target=_child, args=(theirs, function, root, *arguments), daemon=True)
+        self._process = CONTEXT.Process(target=_live, args=(theirs, function, root, *arguments), daemon=True)
         self._process.start()
         theirs.close()
         self._ready.recv()
@@ -241,7 +246,7 @@ class _start:
         self._process.join()
 
 
-def _child(ready: multiprocessing.connection.Connection, function: Callable[..., None], *arguments: object) -> None:
+def _live(ready: multiprocessing.connection.Connection, function: Callable[..., None], *arguments: object) -> None:
     import ablations.training  # noqa: F401 -- not part of the moments in which a kill may come
 
     ready.send("ready")
@@ -360,7 +365,7 @@ def _die_at(point: str, name: str, countdown: int) -> None:
 def _ablate_run(root: Path, command: str = "run") -> subprocess.Popen:
     choice = ["planted", "width=eight", "jitter=on", "--seeds", str(SEEDS)] if command == "run" else []
     words = [sys.executable, str(SCRIPT), command, *choice, "--workers", "2", "--runs", str(root)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PLANTED_PAUSE": "0.1"}  # so that workers are met at work
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
@@ -397,7 +402,7 @@ def _check_resumed(root: Path, reference: Reference, lost: frozenset[str] | set[
     before = _finished(root)
     noted = root.parent / "saved"
     noted.unlink(missing_ok=True)
-    _start(_train_all, root).succeed()
+    _Child(_train_all, root).succeed()
     after = _finished(root)
     if any(after[key] != result for key, result in before.items()):
         raise AssertionError("a finished run was done again")

@@ -58,7 +58,7 @@ class PlantedTask:
         return torch.nn.functional.mse_loss(outputs, targets)
 
     def validate(self, predict):
-        time.sleep(self._settings.get("pause", 0.0))
+        time.sleep(self._settings.get("pause", float(os.environ.get("PLANTED_PAUSE", 0))))
         inputs, targets = self._held_out
         return {"validation_loss": self.loss(predict(inputs), targets).item()}
 
