@@ -214,7 +214,7 @@ def uninterrupted() -> Reference:
         return Reference(_results(root), time.monotonic() - start)
 
 
-class _start:
+class _Child:
     """A process that runs `function` on a folder."""
 
     def __init__(self, function: Callable[..., None], root: Path, *arguments: object) -> None:
