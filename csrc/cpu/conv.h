@@ -105,7 +105,7 @@ void multiply(const T* matrix, int64_t rows, int64_t depth, const T* base, const
 
 template <class V>
 RECURVE_INLINE V larger(V a, V b) {
-  return (b > a) | (b != b) ? b : a;  // NaN wins, and of equals the first
+  return ((b > a) | (b != b)) ? b : a;  // NaN wins, and of equals the first
 }
 
 // Lanes first, first + 2, ... of two vectors in a row.
