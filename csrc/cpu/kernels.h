@@ -27,7 +27,7 @@ constexpr int gradient_count(Cell cell) { return cell == Cell::gru ? 4 : gate_co
 // weights once, which counts where a step has few sequences or the weights fill a second-level cache. From
 // measurements.
 constexpr bool fuses_input(int64_t batch, int64_t inputs, int64_t hidden, int64_t weight_bytes) {
-  return batch >= 8 && 2 * inputs <= hidden && weight_bytes <= 1 << 20;
+  return batch >= 8 && weight_bytes <= (2 * inputs <= hidden ? 1 << 20 : 1 << 18);
 }
 
 struct SequenceShape {

@@ -37,8 +37,14 @@ class _Layers(torch.nn.RNNBase):
         if self.proj_size > 0:
             return True
         if isinstance(input, PackedSequence):
-            return path_of(self._op, input.data, self.hidden_size, plain=False) == "native"
-        return input.dim() not in (2, 3) or path_of(self._op, input, self.hidden_size) == "native"
+            steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+            return path_of(self._op, input.data, steps, batch, self.hidden_size, plain=False) == "native"
+        if input.dim() not in (2, 3):
+            return True
+        steps, batch = input.shape[:2] if input.dim() == 3 else (input.size(0), 1)
+        if input.dim() == 3 and self.batch_first:
+            steps, batch = batch, steps
+        return path_of(self._op, input, steps, batch, self.hidden_size) == "native"
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         if self._is_native(input):
@@ -237,7 +243,7 @@ class _Cell(torch.nn.RNNCellBase):
     def _is_native(self, input: Tensor) -> bool:
         if torch.is_autocast_enabled(input.device.type):
             return True
-        return path_of(self._op, input.unsqueeze(0), self.hidden_size) == "native"
+        return path_of(self._op, input, 1, input.shape[:-1].numel(), self.hidden_size) == "native"
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         states = 2 if self._op == "lstm" else 1

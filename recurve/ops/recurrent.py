@@ -20,6 +20,7 @@ Activation = Literal["tanh", "relu", "sigmoid"]
 Reset = Literal["after", "before"]
 RESETS: tuple[Reset, ...] = ("after", "before")
 States = tuple[Tensor, ...]
+MULTIPLIES_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
@@ -54,7 +55,7 @@ def lstm(
         RuntimeError: shapes or dtypes that do not fit together, or a forced backend that cannot serve.
     """
     plain = lengths is None and resets is None
-    path = path_of("lstm", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = path_of("lstm", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
         return _fused(torch.ops.recurve.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse))
     if path == "native" and plain:
@@ -93,7 +94,7 @@ def gru(
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; allowed: {', '.join(RESETS)}")
     plain = lengths is None and resets is None and reset == "after"
-    path = path_of("gru", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = path_of("gru", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
         return _fused(torch.ops.recurve.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse, reset))
     if path == "native" and plain:
@@ -131,7 +132,7 @@ def rnn(
     if not 0 < leak <= 1:
         raise ValueError(f"leak must lie in (0, 1], got {leak}; 1 is the plain RNN")
     plain = lengths is None and resets is None and leak == 1 and activation != "sigmoid"
-    path = path_of("rnn", x, h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = path_of("rnn", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
     if path == "fused":
         options = (lengths, resets, reverse, activation, leak)
         return _fused(torch.ops.recurve.rnn, x, (h0,), (w_ih, w_hh, b_ih, b_hh), options)
@@ -143,16 +144,32 @@ def rnn(
     )
 
 
-def path_of(op: str, x: Tensor, hidden: int, *, plain: bool = True) -> Path:
-    """The path of a call with input x (T, B, I); `plain` is one that torch's own op can serve."""
-    path = choose(op, x, slower=plain and _native_wins(op, x, hidden))
+def path_of(op: str, x: Tensor, steps: int, batch: int, hidden: int, *, plain: bool = True) -> Path:
+    """The path of a call with input x (..., I); `plain` is one that torch's own op can serve."""
+    path = choose(op, x, slower=plain and _native_wins(op, x, steps, batch, hidden))
     if path == "native" and not torch.compiler.is_compiling() and _probe.active() is not None:
         return choose(op, x) if choose(op, x) == "fused" else "reference"
     return path
 
 
-def _native_wins(op: str, x: Tensor, hidden: int) -> bool:
-    return False
+def _native_wins(op: str, x: Tensor, steps: int, batch: int, hidden: int) -> bool:
+    """Where torch's own op is the faster one, as measured.
+
+    A single step of few sequences: packing the weights does not pay. LSTMs in bfloat16 on a processor that multiplies
+    it. And oneDNN's LSTM in float32 on one thread, without gradients, where W x is as large as U h: by 2 to 7 %.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if steps == 1:
+        return batch <= (64 if op == "rnn" else 16)
+    if op == "rnn":
+        return steps == 2 and batch <= 4
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16:
+        return hidden >= (128 if op == "lstm" else 512)
+    if op == "gru" or dtype != torch.float32 or torch.is_grad_enabled() or torch.get_num_threads() > 1:
+        return False
+    return batch >= 64 and 48 <= hidden <= 256 and 2 * x.shape[-1] > hidden
 
 
 def _fused(

@@ -197,3 +197,37 @@ def run_lstm(tensors):
     torch.set_num_threads(1)
     found = results(ops.lstm, {n: torch.from_numpy(a) for n, a in tensors.items()}, {}, wanted=())
     return {n: t.numpy() for n, t in found.items()}
+
+
+SLOW_HERE = [  # where torch's own op was measured to be the faster one
+    (lambda: recurve.nn.GRU(3, 8), (1, 4, 3)),
+    (lambda: recurve.nn.LSTM(3, 8, batch_first=True), (4, 1, 3)),
+    (lambda: recurve.nn.RNN(3, 8), (2, 4, 3)),
+    (lambda: recurve.nn.LSTMCell(3, 8), (4, 3)),
+    (lambda: recurve.nn.GRUCell(3, 8), (3,)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), SLOW_HERE)
+@needs_kernels
+def test_where_the_kernel_would_be_slower_torchs_op_serves_unless_it_is_asked_for(make, shape, generator):
+    module, x = make(), torch.randn(shape, generator=generator)
+    assert not fused_calls(lambda: module(x))
+    with recurve.backend("fused"):
+        assert fused_calls(lambda: module(x))
+    with recurve.nn.probe() as record:
+        module(x)
+    assert record.calls
+
+
+@needs_kernels
+def test_a_few_steps_or_some_sequences_are_enough_for_the_kernel(generator):
+    assert fused_calls(lambda: recurve.nn.GRU(3, 8)(torch.randn(2, 1, 3)))
+    assert fused_calls(lambda: recurve.nn.GRUCell(3, 8)(torch.randn(17, 3)))
+
+
+def fused_calls(run):
+    """How often a fused recurrent op was called."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return sum(event.name == "recurve::sequence_forward" for event in profile.events())

@@ -16,10 +16,14 @@ from torch.utils import cpp_extension
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TORCH_SOURCES = ("torch/recurrent.cpp", "torch/conv.cpp", "torch/module.cpp", "cpu/dispatch.cpp")
+TORCH_SOURCES = (
+    *("torch/recurrent.cpp", "torch/conv.cpp", "torch/probe.cpp", "torch/module.cpp"),
+    *("cpu/dispatch.cpp", "cpu/memory.cpp"),
+)
 SUITES = {
     "recurrent": ["test_ops_recurrent.py"],
     "conv": ["test_ops_conv.py"],
+    "probe": ["test_probe.py"],
     "threads": ["test_instruction_sets.py", "-k", "any_number_of_threads"],
 }
 
@@ -48,14 +52,12 @@ MUTANTS = [
         "lstm gates in another order", "core/cells.h", "sigmoid(pre.f), tanh(pre.g)", "sigmoid(pre.g), tanh(pre.f)"
     ),
     recurrent("lstm output without its gate", "core/cells.h", "return gates.o * tanh(c)", "return tanh(c)"),
-    recurrent("lstm forget gradient from the new cell", "core/cells.h", "dc_total * c_before *", "dc_total * c *"),
-    recurrent("lstm cell gradient not carried", "core/cells.h", "dc = dc_total * gates.f", "dc = dh * gates.f"),
-    recurrent(
-        "gru update gate reversed", "core/cells.h", "gates.z * (h_before - gates.n)", "gates.z * (gates.n - h_before)"
-    ),
-    recurrent("gru reset gradient off", "core/cells.h", "dn * n_hidden * gates.r", "dn * gates.n * gates.r"),
+    recurrent("lstm forget gradient from the new cell", "core/cells.h", "dc * c_before *", "dc * c *"),
+    recurrent("lstm cell gradient not carried", "cpu/recurrent.h", "dc * gates.f, count", "dh * gates.f, count"),
+    recurrent("gru update gate reversed", "core/cells.h", "n + z * (h_before - n)", "n + z * (n - h_before)"),
+    recurrent("gru reset gradient off", "core/cells.h", "dn * n_hidden *", "dn * gates.n *"),
     recurrent("gru reset gate not on n", "core/cells.h", "tanh(n_input + r * n_hidden)", "tanh(n_input + n_hidden)"),
-    recurrent("gru carry misses z", "core/cells.h", "dn * gates.r, dh * gates.z}", "dn * gates.r, dh}"),
+    recurrent("gru carry misses z", "core/cells.h", "dh * gates.z};", "dh};"),
     recurrent(
         "sigmoid slope of rnn",
         "core/activation.h",
@@ -66,14 +68,14 @@ MUTANTS = [
     recurrent(
         "exponential of low degree",
         "core/math.h",
-        "mantissa_bits = 52, exponent_bias = 1023, degree = 13",
-        "mantissa_bits = 52, exponent_bias = 1023, degree = 9",
+        "mantissa_bits = 52, degree = 13",
+        "mantissa_bits = 52, degree = 9",
     ),
     recurrent(
         "float exponential of low degree",
         "core/math.h",
-        "exponent_bias = 127, degree = 7",
-        "exponent_bias = 127, degree = 4",
+        "mantissa_bits = 23, degree = 7",
+        "mantissa_bits = 23, degree = 4",
     ),
     recurrent("length one too long", "cpu/recurrent.h", "return {t < length,", "return {t <= length,"),
     recurrent(
@@ -92,8 +94,8 @@ MUTANTS = [
     recurrent(
         "forward ignores resets",
         "cpu/recurrent.h",
-        "const bool zero = !at.active || at.reset",
-        "const bool zero = !at.active",
+        "const bool zero = !now.active || now.reset",
+        "const bool zero = !now.active",
     ),
     recurrent(
         "hidden bias of n missing",
@@ -102,7 +104,7 @@ MUTANTS = [
         "",
     ),
     recurrent(
-        "hidden bias of n of the first model", "cpu/recurrent.h", "s.bias_n + model * H + unit", "s.bias_n + unit"
+        "hidden bias of n of the first model", "cpu/recurrent.h", "part(s.bias_n, model * H)", "part(s.bias_n, 0 * H)"
     ),
     recurrent(
         "leak on the wrong side",
@@ -116,15 +118,18 @@ MUTANTS = [
         "store(at.dh_carry, dh * (1 - leak), at.count)",
         "store(at.dh_carry, zero_vector<T>(), at.count)",
     ),
-    recurrent("carry through a reset", "cpu/recurrent.h", "if (after.reset && after.active) {", "if (false) {"),
+    recurrent("carry through a reset", "cpu/recurrent.h", "if (later.active && later.reset) {", "if (false) {"),
     recurrent(
-        "cell carry through a reset", "cpu/recurrent.h", "if (has_cell) store(dc_carry, zero_vector<T>(), count);", ""
+        "cell carry through a reset",
+        "cpu/recurrent.h",
+        "if (at.dc_carry != nullptr) store(at.dc_carry, zero_vector<T>(), at.count);",
+        "",
     ),
     recurrent(
         "final state at the last step whatever the length",
         "cpu/recurrent.h",
-        "const int64_t t = shape.reverse ? 0 : length - 1;",
-        "const int64_t t = shape.reverse ? 0 : T_ - 1;",
+        "const int64_t last = s.shape.reverse ? 0 : length - 1;",
+        "const int64_t last = s.shape.reverse ? 0 : s.shape.steps - 1;",
     ),
     recurrent(
         "no state from an empty sequence", "cpu/recurrent.h", "length == 0 ? s.c0 + state", "length < 0 ? s.c0 + state"
@@ -132,20 +137,72 @@ MUTANTS = [
     recurrent(
         "outputs past a length not cleared",
         "cpu/recurrent.h",
-        "if (!at.active) __builtin_memset(s.y",
-        "if (false) __builtin_memset(s.y",
+        "__builtin_memset(s.y + at(t, r) * H, 0, H * sizeof(T));",
+        "",
     ),
     recurrent(
         "gradients past a length not cleared",
         "cpu/recurrent.h",
-        "if (!now[r].active) __builtin_memset(s.dgates",
-        "if (false) __builtin_memset(s.dgates",
+        "if (!now[r].active) __builtin_memset(dgates",
+        "if (false) __builtin_memset(dgates",
     ),
-    recurrent("gradient of the last cell state lost", "cpu/recurrent.h", "if (s.dc_n == nullptr)", "if (true)"),
+    recurrent(
+        "gradient of the last cell state lost",
+        "cpu/recurrent.h",
+        "part(s.dc_n, state(r))",
+        "static_cast<const T*>(nullptr)",
+    ),
     recurrent("last lane of a tail not stored", "cpu/simd.h", "i < count; ++i) to[i]", "i + 1 < count; ++i) to[i]"),
-    recurrent("rows of a tile mixed up", "cpu/simd.h", "acc[r][g] += b[g] * a[r][k]", "acc[r][g] += b[g] * a[0][k]"),
-    recurrent("product restarts for each part of K", "cpu/gemm.h", "k0 == 0 && !g.accumulate", "!g.accumulate"),
-    recurrent("product adds its bias each time", "cpu/gemm.h", "else if (bias != nullptr)", "if (bias != nullptr)"),
+    recurrent("rows of a tile mixed up", "cpu/simd.h", "acc[r][g] += b[g] * a(r, k)", "acc[r][g] += b[g] * a(0, k)"),
+    recurrent(
+        "product restarts for each part of K", "cpu/gemm.h", "adds = k0 > 0 || g.accumulate", "adds = g.accumulate"
+    ),
+    recurrent("product without its bias", "cpu/gemm.h", "else if (bias != nullptr)", "else if (false)"),
+    recurrent("transposed packing mixes rows", "cpu/simd.h", "(L & D) == 0 ? L + D : lanes<T> + L", "L + D"),
+    recurrent(
+        "W x of n passes the reset gate",
+        "cpu/recurrent.h",
+        "split[r][u] = acc[r][(GATES - 1) * U + u];\n              acc[r][(GATES - 1) * U + u] = zero_vector<T>();",
+        "",
+    ),
+    recurrent(
+        "shared input read as own beside the state",
+        "cpu/recurrent.h",
+        "s.shared ? t * shape.batch + row0 + r : at(t, r)",
+        "at(0, r) * 0 + row0 + r",
+    ),
+    recurrent(
+        "the state before n forgets the reset",
+        "cpu/recurrent.h",
+        "store(at.aux, r * load(at.h_before",
+        "store(at.aux, load(at.h_before",
+    ),
+    recurrent(
+        "no gradient through the reset to the state",
+        "cpu/recurrent.h",
+        "load(at.dh_carry, at.count) + acc[r][g] * reset",
+        "load(at.dh_carry, at.count)",
+    ),
+    recurrent(
+        "weights of n see the state without its reset",
+        "torch/recurrent.cpp",
+        "options.cell == Cell::gru_before ? 2 * H : width;",
+        "width;",
+    ),
+    recurrent(
+        "what is left of a row past its length",
+        "cpu/recurrent.h",
+        "if (s.keep && s.aux != nullptr) __builtin_memset(aux(t, r), 0",
+        "if (s.keep && s.aux != nullptr) __builtin_memset(aux(t, r), 255",
+    ),
+    Mutant(
+        "probe",
+        "the norm of a gradient misses y's part",
+        "cpu/recurrent.h",
+        "sum_of_squares<T>(dh)",
+        "sum_of_squares<T>(acc[r][g])",
+    ),
+    Mutant("probe", "a tanh saturates as a sigmoid does", "torch/probe.cpp", "value.abs() > 0.8", "value.abs() > 0.9"),
     Mutant(
         "threads",
         "every part of a batch starts at its first row",
@@ -174,8 +231,8 @@ MUTANTS = [
     recurrent(
         "weight gradient misses the initial state",
         "torch/recurrent.cpp",
-        "if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, true);",
-        "if (T_ > 1) sum(hidden_side, width, rest, rows - B, states, rows * H, H, w_hh, width * H, false);",
+        "if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, true);",
+        "if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, false);",
     ),
     recurrent(
         "shared gradient of the first model only",
@@ -219,8 +276,8 @@ MUTANTS = [
     conv(
         "gradient past the used columns",
         "cpu/conv.h",
-        "__builtin_memset(dpre + r * grid.width + grid.columns, 0, (grid.width - grid.columns) * sizeof(T))",
-        "(void)r",
+        "__builtin_memset(dpre + row + grid.columns, 0, (grid.width - grid.columns) * sizeof(T))",
+        "(void)row",
     ),
     conv(
         "weights of the wrong group transposed",
