@@ -21,7 +21,7 @@ endif
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
 SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
 
-.PHONY: report test test-all faults benchmark lint build check-environment clean
+.PHONY: report test test-all sanitize faults benchmark lint build check-environment clean
 
 report: build
 	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
@@ -32,6 +32,15 @@ test: build
 
 test-all: build
 	$(PY) -m pytest -m "slow or not slow"
+
+# The kernel tests on a build with the address and undefined-behaviour sanitizers, in a tree of its own. Needs g++.
+SANITIZED := ops_recurrent ops_conv properties derivatives probe
+sanitize: $(INSTALLED)
+	CXX=g++ RECURVE_BUILD=cpu RECURVE_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize
+	cp -R pyproject.toml conftest.py tests build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize \
+	$(PY) -m pytest -p no:cacheprovider $(addprefix build/sanitize/tests/recurve/test_,$(addsuffix .py,$(SANITIZED)))
 
 faults: build
 	$(PY) tests/ablations/faults.py

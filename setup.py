@@ -1,7 +1,8 @@
 """Builds the extension `recurve._C` with ninja: CPU sources always, CUDA sources where torch and nvcc allow.
 
 RECURVE_BUILD decides: `auto` (default) builds what can be built and installs without the rest, loudly; `cpu` and
-`cuda` fail when they cannot be had; `none` builds nothing.
+`cuda` fail when they cannot be had; `none` builds nothing. RECURVE_SANITIZE=1 adds the address and
+undefined-behaviour sanitizers: see `make sanitize`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from setuptools import setup
 MODES = ("auto", "cpu", "cuda", "none")
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
 FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", *WARNINGS]
+LINK_FLAGS = ["-fopenmp"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+if os.environ.get("RECURVE_SANITIZE") == "1":
+    FLAGS += ["-O0", "-g1", *SANITIZERS]  # optimised, the instrumented kernels take many minutes to compile
+    LINK_FLAGS += SANITIZERS
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {
@@ -69,7 +75,7 @@ def extension_arguments(mode: str) -> dict:
         "sources": [*sources("torch", ".cpp"), "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"],
         "define_macros": defines,
         "extra_compile_args": {"cxx": FLAGS},
-        "extra_link_args": ["-fopenmp"],
+        "extra_link_args": LINK_FLAGS,
         "depends": [str(path) for path in Path("csrc").rglob("*.h")],
     }
     if not with_cuda:
