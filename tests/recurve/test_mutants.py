@@ -249,7 +249,7 @@ MUTANTS = [
         "T(1) / static_cast<T>(s.window[0] * s.window[1])",
         "T(1) / static_cast<T>(s.window[0] * s.window[1] + 1)",
     ),
-    conv("not a number loses", "cpu/conv.h", "(b > a) | (b != b) ? b : a", "b > a ? b : a"),
+    conv("not a number loses", "cpu/conv.h", "((b > a) | (b != b)) ? b : a", "b > a ? b : a"),
     conv(
         "padding of the other axis",
         "cpu/conv.h",
