@@ -134,7 +134,8 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   if (keep || !fused || options.cell == Cell::gru_before) out.gates = workspace({E, T_, B, width}, like);
   if (options.cell != Cell::rnn)
     out.aux = workspace(keep ? at::IntArrayRef{E, T_, B, H} : at::IntArrayRef{E, B, H}, like);
-  const auto [bias, bias_n] = split_biases(in, options.cell);
+  const std::pair<Tensor, Tensor> biases = split_biases(in, options.cell);
+  const Tensor &bias = biases.first, &bias_n = biases.second;  // clang 15 captures no structured binding
   const Parallel parallel = torch_parallel();
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     using T = scalar_t;
