@@ -1,8 +1,9 @@
 // LSTM, GRU and RNN over a whole sequence: product with the recurrent weights and cell in one pass.
 //
-// A task owns some rows (sequences) of one model and runs them through all steps without meeting another task. The
-// weights are packed once per call, so that each block of units reads one contiguous panel. A row's arithmetic does
-// not depend on the rows beside it, so results are the same for any number of threads.
+// A task owns some rows (sequences) of one model and runs them through all steps without meeting another task; where
+// rows are few and weights many, threads share the units of each step instead. The weights are packed once per call, so
+// that each block of units reads one contiguous panel. The arithmetic of a row and a unit does not depend on those
+// beside it, so results are the same for any number of threads.
 #pragma once
 
 #include <numeric>
@@ -16,7 +17,6 @@ namespace {
 struct RowStep {
   bool active;  // within the row's length
   bool first;   // the first step that the row takes
-  bool last;    // the last one
   bool reset;   // its state is zeroed before this step
 };
 
@@ -24,8 +24,8 @@ RECURVE_INLINE int64_t time_of(const SequenceShape& s, int64_t step) { return s.
 
 RECURVE_INLINE RowStep row_step(const SequenceShape& s, int64_t t, int64_t b) {
   const int64_t length = s.lengths == nullptr ? s.steps : s.lengths[b];
-  const int64_t start = s.reverse ? length - 1 : 0, end = s.reverse ? 0 : length - 1;
-  return {t < length, t == start, t == end, s.resets != nullptr && s.resets[t * s.batch + b]};
+  const int64_t start = s.reverse ? length - 1 : 0;
+  return {t < length, t == start, s.resets != nullptr && s.resets[t * s.batch + b]};
 }
 
 // What lies `offset` elements on, or null where there is nothing.
@@ -590,7 +590,7 @@ struct BackwardRows {
     const int64_t H = shape.hidden;
     step = new_step, t = time_of(shape, step);
     const int64_t t_before = shape.reverse ? t + 1 : t - 1, t_later = shape.reverse ? t - 1 : t + 1;
-    constexpr RowStep none{false, false, false, false};
+    constexpr RowStep none{false, false, false};
     for (int64_t r = 0; r < rows; ++r) {
       const bool is_last = step == shape.steps - 1;
       later[r] = is_last ? none : row_step(shape, t_later, row0 + r);

@@ -55,7 +55,7 @@ def lstm(
         RuntimeError: shapes or dtypes that do not fit together, or a forced backend that cannot serve.
     """
     plain = lengths is None and resets is None
-    path = path_of("lstm", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = _path("lstm", x, h0, w_ih, plain)
     if path == "fused":
         return _fused(torch.ops.recurve.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse))
     if path == "native" and plain:
@@ -94,7 +94,7 @@ def gru(
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; allowed: {', '.join(RESETS)}")
     plain = lengths is None and resets is None and reset == "after"
-    path = path_of("gru", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = _path("gru", x, h0, w_ih, plain)
     if path == "fused":
         return _fused(torch.ops.recurve.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse, reset))
     if path == "native" and plain:
@@ -132,7 +132,7 @@ def rnn(
     if not 0 < leak <= 1:
         raise ValueError(f"leak must lie in (0, 1], got {leak}; 1 is the plain RNN")
     plain = lengths is None and resets is None and leak == 1 and activation != "sigmoid"
-    path = path_of("rnn", x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
+    path = _path("rnn", x, h0, w_ih, plain)
     if path == "fused":
         options = (lengths, resets, reverse, activation, leak)
         return _fused(torch.ops.recurve.rnn, x, (h0,), (w_ih, w_hh, b_ih, b_hh), options)
@@ -142,6 +142,12 @@ def rnn(
     return rnn_reference(
         x, h0, w_ih, w_hh, b_ih, b_hh, activation=activation, leak=leak, lengths=lengths, resets=resets, reverse=reverse
     )
+
+
+def _path(op: str, x: Tensor, h0: Tensor, w_ih: Tensor, plain: bool) -> Path:
+    if x.dim() < 3:
+        return choose(op, x)  # which says what is wrong
+    return path_of(op, x, x.shape[-3], x.shape[-2], h0.shape[-1], plain=plain and w_ih.dim() == 2)
 
 
 def path_of(op: str, x: Tensor, steps: int, batch: int, hidden: int, *, plain: bool = True) -> Path:
