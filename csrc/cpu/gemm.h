@@ -101,7 +101,8 @@ void gemm_panels(const Gemm<T>& g, const Parallel& parallel) {
   const int64_t m_blocks = divide_up(g.M, gemm_rows), rows = divide_up(g.M, m_blocks);
   const int64_t wanted = divide_up(2 * parallel.threads, g.batch * m_blocks);
   const int64_t p_step = divide_up(panels, least(panels, wanted)), p_blocks = divide_up(panels, p_step);
-  const bool in_place = g.b_column == 1 && g.N % width == 0 && g.M <= most_rows<G>;  // packing would not pay
+  // Where a panel is b itself, or few rows use it, packing would not pay.
+  const bool in_place = g.b_column == 1 && g.N % width == 0 && (g.b_row == width || g.M <= most_rows<G>);
   Scratch<T> packed(in_place ? 0 : g.batch * panels * width * depth);
   for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += depth) {
     const int64_t K = least(depth, g.K - k0);
