@@ -246,6 +246,7 @@ def test_ctrl_c_exits_within_five_seconds_and_keeps_what_is_done(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever started the tests may ignore it
         cwd=tmp_path,
         env=ENVIRONMENT,
     )
