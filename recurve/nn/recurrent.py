@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,22 +22,19 @@ class _Layers(torch.nn.RNNBase):
 
     _op: str
     _native: type[torch.nn.RNNBase]
+    _run: Callable[..., Any]  # the functional op
 
-    def _run(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...],
-        weights: list[Tensor | None],
-        lengths: Tensor | None,
-        reverse: bool,
-    ) -> Any:
-        raise NotImplementedError
+    def _options(self) -> dict[str, Any]:
+        """What this module adds to every call of its op."""
+        return {}
 
     def _is_native(self, input: Any) -> bool:
         """Whether torch's own forward serves this input, or explains what is wrong with it."""
         if self.proj_size > 0:
             return True
         if isinstance(input, PackedSequence):
+            if torch.is_autocast_enabled(input.data.device.type):
+                return True  # torch leaves packed sequences as they are
             steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
             return path_of(self._op, input.data, steps, batch, self.hidden_size, plain=False) == "native"
         if input.dim() not in (2, 3):
@@ -71,7 +69,8 @@ class _Layers(torch.nn.RNNBase):
         self.check_forward_args(data, state if len(state) > 1 else state[0], batch_sizes)  # type: ignore[arg-type]
         x, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, len(batch_sizes))
         output, last = self._layers(x, state, lengths)
-        packed = PackedSequence(_pack(output, lengths), batch_sizes, sorted_indices, unsorted_indices)
+        data, _ = torch._VF._pack_padded_sequence(output, lengths, False)
+        packed = PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
 
     def _zero_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
@@ -108,7 +107,8 @@ class _Layers(torch.nn.RNNBase):
             for direction in range(directions):
                 index = layer * directions + direction
                 of_layer = tuple(s[index] for s in state)
-                y, *states = self._run(x, of_layer, self._weights(layer, direction), lengths, direction == 1)
+                where = {"lengths": lengths, "reverse": direction == 1}
+                y, *states = self._run(x, *of_layer, *self._weights(layer, direction), **where, **self._options())
                 outputs.append(y)
                 last.append(tuple(states))
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
@@ -130,14 +130,11 @@ class _Layers(torch.nn.RNNBase):
         return [getattr(self, name + suffix) if self.bias or name.startswith("weight") else None for name in names]
 
 
-def _pack(output: Tensor, lengths: Tensor) -> Tensor:
-    return torch._VF._pack_padded_sequence(output, lengths, False)[0]
-
-
 class LSTM(_Layers):
     """`torch.nn.LSTM`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
 
     _op = "lstm"
+    _run = staticmethod(ops.lstm)
     _native = torch.nn.LSTM
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
     check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -146,18 +143,24 @@ class LSTM(_Layers):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    def _run(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...],
-        weights: list[Tensor | None],
-        lengths: Tensor | None,
-        reverse: bool,
-    ) -> Any:
-        return ops.lstm(x, *state, *weights, lengths=lengths, reverse=reverse)
+
+class _PlacesReset:
+    """The `reset` of a GRU and of its cell; torch's own forward serves "after" only."""
+
+    reset: Reset
+
+    def _options(self) -> dict[str, Any]:
+        return {"reset": self.reset}
+
+    def _is_native(self, input: Any) -> bool:
+        return self.reset == "after" and super()._is_native(input)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()  # type: ignore[misc]
+        return shown if self.reset == "after" else f"{shown}, reset={self.reset!r}"
 
 
-class GRU(_Layers):
+class GRU(_PlacesReset, _Layers):
     """`torch.nn.GRU`, on the fused kernel where it serves: same arguments, parameters, state_dict and results.
 
     Beyond torch: `reset="before"` applies the reset gate before the product with the recurrent weights, as in
@@ -165,34 +168,20 @@ class GRU(_Layers):
     """
 
     _op = "gru"
+    _run = staticmethod(ops.gru)
     _native = torch.nn.GRU
 
     def __init__(self, *args: Any, reset: Reset = "after", **kwargs: Any) -> None:
         _refuse_projection(kwargs)
-        self.reset: Reset = _known_reset(reset)
+        self.reset = _known_reset(reset)
         super().__init__("GRU", *args, **kwargs)
-
-    def _is_native(self, input: Any) -> bool:
-        return self.reset == "after" and super()._is_native(input)
-
-    def _run(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...],
-        weights: list[Tensor | None],
-        lengths: Tensor | None,
-        reverse: bool,
-    ) -> Any:
-        return ops.gru(x, *state, *weights, reset=self.reset, lengths=lengths, reverse=reverse)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset!r}")
 
 
 class RNN(_Layers):
     """`torch.nn.RNN`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
 
     _op = "rnn"
+    _run = staticmethod(ops.rnn)
     _native = torch.nn.RNN
 
     def __init__(
@@ -210,15 +199,8 @@ class RNN(_Layers):
         self.nonlinearity: Any = nonlinearity
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
-    def _run(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...],
-        weights: list[Tensor | None],
-        lengths: Tensor | None,
-        reverse: bool,
-    ) -> Any:
-        return ops.rnn(x, *state, *weights, activation=self.nonlinearity, lengths=lengths, reverse=reverse)
+    def _options(self) -> dict[str, Any]:
+        return {"activation": self.nonlinearity}
 
 
 def _known_reset(reset: Reset) -> Reset:
@@ -236,9 +218,10 @@ class _Cell(torch.nn.RNNCellBase):
     """The forward pass that the cells share: a sequence of one step."""
 
     _op: str
+    _run: Callable[..., Any]
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
-        raise NotImplementedError
+    def _options(self) -> dict[str, Any]:
+        return {}
 
     def _is_native(self, input: Tensor) -> bool:
         if torch.is_autocast_enabled(input.device.type):
@@ -257,7 +240,8 @@ class _Cell(torch.nn.RNNCellBase):
             state = (torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device),) * states
         else:
             state = given if input.dim() == 2 else tuple(s.unsqueeze(0) for s in given)
-        _, *last = self._run(x.unsqueeze(0), state, (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh))
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        _, *last = self._run(x.unsqueeze(0), *state, *weights, **self._options())
         result = tuple(last) if input.dim() == 2 else tuple(s.squeeze(0) for s in last)
         return result if states > 1 else result[0]
 
@@ -266,34 +250,25 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell` on the fused kernel where it serves."""
 
     _op = "lstm"
-
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
-        return ops.lstm(x, *state, *weights)
+    _run = staticmethod(ops.lstm)
 
 
-class GRUCell(_Cell, torch.nn.GRUCell):
+class GRUCell(_PlacesReset, _Cell, torch.nn.GRUCell):
     """`torch.nn.GRUCell` on the fused kernel where it serves; `reset` as in `GRU`."""
 
     _op = "gru"
+    _run = staticmethod(ops.gru)
 
     def __init__(self, *args: Any, reset: Reset = "after", **kwargs: Any) -> None:
-        self.reset: Reset = _known_reset(reset)
+        self.reset = _known_reset(reset)
         super().__init__(*args, **kwargs)
-
-    def _is_native(self, input: Tensor) -> bool:
-        return self.reset == "after" and super()._is_native(input)
-
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
-        return ops.gru(x, *state, *weights, reset=self.reset)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset!r}")
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
     """`torch.nn.RNNCell` on the fused kernel where it serves."""
 
     _op = "rnn"
+    _run = staticmethod(ops.rnn)
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Any:
-        return ops.rnn(x, *state, *weights, activation=self.nonlinearity)  # type: ignore[arg-type]
+    def _options(self) -> dict[str, Any]:
+        return {"activation": self.nonlinearity}

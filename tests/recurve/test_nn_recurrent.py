@@ -317,6 +317,16 @@ def test_autocast_equals_torch(name, generator):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-2)
 
 
+@every_layer
+def test_packed_sequences_under_autocast_equal_torch(name, generator):
+    ours, theirs = twins(name, 3, 5)
+    packed = pack_padded_sequence(normal((6, 4, 3), generator).float(), torch.tensor([6, 4, 3, 1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = tensors_in(ours(packed)), tensors_in(theirs(packed))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-2, check_dtype=True)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_gru_that_resets_before_the_product_equals_its_reference(bidirectional, packed, generator):
