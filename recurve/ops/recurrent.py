@@ -152,10 +152,9 @@ def _path(op: str, x: Tensor, h0: Tensor, w_ih: Tensor, plain: bool) -> Path:
 
 def path_of(op: str, x: Tensor, steps: int, batch: int, hidden: int, *, plain: bool = True) -> Path:
     """The path of a call with input x (..., I); `plain` is one that torch's own op can serve."""
-    path = choose(op, x, slower=plain and _native_wins(op, x, steps, batch, hidden))
-    if path == "native" and not torch.compiler.is_compiling() and _probe.active() is not None:
-        return choose(op, x) if choose(op, x) == "fused" else "reference"
-    return path
+    probed = not torch.compiler.is_compiling() and _probe.active() is not None
+    path = choose(op, x, slower=plain and not probed and _native_wins(op, x, steps, batch, hidden))
+    return "reference" if probed and path == "native" else path
 
 
 def _native_wins(op: str, x: Tensor, steps: int, batch: int, hidden: int) -> bool:
