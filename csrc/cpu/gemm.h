@@ -153,7 +153,8 @@ void gemm(const Gemm<T>& g, const Parallel& all) {
       }
 }
 
-// out (E, columns) = the sum over the rows of matrix (E, rows, columns), in the order of the rows.
+// out (E, columns) = the sum over the rows of matrix (E, rows, columns), in blocks as a product's: each is summed by
+// itself, in the order of the rows.
 template <class T>
 void column_sums(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel& parallel) {
   constexpr int64_t width = 32 * lanes<T>;

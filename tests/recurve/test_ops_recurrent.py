@@ -81,6 +81,11 @@ def test_float32_is_about_as_accurate_as_the_native_op(case, generator):
     assert_as_accurate(getattr(ops, case.op), case, generator, draws=max(4, 300 // numbers) if numbers else 1)
 
 
+@every_op
+def test_float32_is_about_as_accurate_as_the_native_op_over_many_steps(op, generator):
+    assert_as_accurate(getattr(ops, op), Sequence(op, steps=1000, batch=9, hidden=5), generator, draws=1)
+
+
 def test_float32_is_about_as_accurate_as_the_native_op_with_many_units(generator):
     assert_as_accurate(ops.lstm, Sequence("lstm", steps=10, batch=8, hidden=1024), generator, draws=1)
 
