@@ -8,15 +8,6 @@
 namespace recurve {
 namespace {
 
-template <class F>
-void parallel_for(const Parallel& parallel, int64_t tasks, F&& f) {
-  if (tasks == 1 || parallel.threads == 1) {
-    for (int64_t i = 0; i < tasks; ++i) f(i);
-  } else {
-    parallel.run(tasks, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
-  }
-}
-
 RECURVE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 RECURVE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RECURVE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -164,8 +155,12 @@ void column_sums(const T* matrix, int64_t models, int64_t rows, int64_t columns,
     const T* from = matrix + model * rows * columns + first;
     T* sums = out + model * columns + first;
     __builtin_memset(sums, 0, count * sizeof(T));
-    for (int64_t r = 0; r < rows; ++r, from += columns)
-      for (int64_t i = 0; i < count; ++i) sums[i] += from[i];
+    for (int64_t r0 = 0; r0 < rows; r0 += product_block) {
+      T block[width] = {};
+      for (int64_t r = r0; r < least(rows, r0 + product_block); ++r, from += columns)
+        for (int64_t i = 0; i < count; ++i) block[i] += from[i];
+      for (int64_t i = 0; i < count; ++i) sums[i] += block[i];
+    }
   });
 }
 

@@ -16,6 +16,16 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*task)(void* context, int64_t index), void* context);
 };
 
+// Runs f(i) for i in [0, tasks).
+template <class F>
+static void parallel_for(const Parallel& parallel, int64_t tasks, F&& f) {
+  if (tasks == 1 || parallel.threads == 1) {
+    for (int64_t i = 0; i < tasks; ++i) f(i);
+  } else {
+    parallel.run(tasks, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
+  }
+}
+
 // gru_before: the GRU whose reset gate acts before the product.
 enum class Cell : int { lstm = 0, gru = 1, rnn = 2, gru_before = 3 };
 
@@ -48,9 +58,10 @@ struct SequenceForward {
   bool shared;       // all models read the same x
   const T* w_ih;     // (E, gates H, I)
   const T* bias;     // (E, gates H), beside x: what is added to W x + U h; or null
-  T* gates;          // (E, T, B, gates H): out, if kept: the activated gates; null if neither in nor kept
+  T* gates;          // (E, T, B, gates H): out, if kept: the activated gates; null if neither in nor kept,
+                     // save for gru_before, which always works in it
   T* aux;            // LSTM: cell states; GRU: the recurrent part of n; gru_before: r h'. (E, T, B, H) if kept, else
-                     // the running one (E, B, H), null for a GRU
+                     // the running one (E, B, H), null for a GRU; null for an RNN
   bool keep;         // leave in `gates` and `aux` what the backward pass needs
   const T* w_hh;     // (E, gates H, H)
   const T* bias_n;   // GRU: hidden bias of n (E, H), or null

@@ -68,6 +68,26 @@ void for_rows(const SequenceShape& s, const Parallel& parallel, F&& f) {
   }
 }
 
+// Rows whose products wait in the first-level cache for the cell's equations. Tile by tile the two would take turns,
+// and the processor would wait at each turn for what the last instructions give.
+constexpr int64_t group_rows = 48;
+
+// Calls f(first, count) for groups of rows, about equally large.
+template <class F>
+RECURVE_INLINE void for_row_groups(int64_t rows, const F& f) {
+  const int64_t groups = divide_up(rows, group_rows), count = divide_up(rows, most(1, groups));
+  for (int64_t first = 0; first < rows; first += count) f(first, least(count, rows - first));
+}
+
+template <class T, int R, int G>
+RECURVE_INLINE void store_tile(const Vector<T> (&tile)[R][G], Vector<T> (*to)[G]) {
+  RECURVE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    RECURVE_UNROLL
+    for (int g = 0; g < G; ++g) to[r][g] = tile[r][g];
+  }
+}
+
 // Calls f(first unit, end) for the units of a step, in parts of whole blocks of `width`.
 template <class F>
 RECURVE_INLINE void for_unit_parts(int64_t hidden, int64_t width, const Parallel& parallel, const F& f) {
@@ -305,36 +325,37 @@ void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* stat
   const int64_t hidden = s.shape.hidden, inputs = s.x == nullptr ? 0 : s.inputs, width = U * lanes<T>;
   packed += rows.model * divide_up(hidden, width) * width * GATES * (inputs + hidden);
   const ForwardUnit<T> first = rows.origin();
+  Vector<T> sums[group_rows][P], split[Stage::splits ? group_rows : 1][U];
   for (int64_t unit0 = begin; unit0 < end; unit0 += width) {
-    for_row_tiles<most_rows<(P < 4 ? P : 4)>>(rows.rows, [&]<int R>(int64_t r0) {
-      const ForwardUnit<T> origin = first;  // a copy, which no store can be taken to change
-      const int64_t H = origin.H, I = inputs;
-      const T* panel = packed + unit0 * GATES * (I + H);
-      Vector<T> acc[R][P] = {}, split[Stage::splits ? R : 1][U] = {};
-      if (origin.gates != nullptr)
-        for (int r = 0; r < R; ++r)
-          for (int g = 0; g < GATES; ++g)
-            prefetch<U>(origin.gates + (r0 + r) * origin.gates_row + (Stage::first_gate + g) * H + unit0);
-      if (I > 0) {
-        product<T, R, P>(acc, rows.x + r0, panel, P * lanes<T>, I);
+    const T* panel = packed + unit0 * GATES * (inputs + hidden);
+    for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
+      for_row_tiles<most_rows<(P < 4 ? P : 4)>>(count, [&]<int R>(int64_t r0) {
+        if (first.gates != nullptr)
+          for (int64_t r = group + r0; r < group + r0 + R; ++r)
+            for (int g = 0; g < GATES; ++g)
+              prefetch<U>(first.gates + r * first.gates_row + (Stage::first_gate + g) * hidden + unit0);
+        Vector<T> acc[R][P] = {};
+        product<T, R, P>(acc, rows.x + group + r0, panel, P * lanes<T>, inputs);
         if constexpr (Stage::splits) {
           RECURVE_UNROLL
           for (int r = 0; r < R; ++r) {
             RECURVE_UNROLL
             for (int u = 0; u < U; ++u) {
-              split[r][u] = acc[r][(GATES - 1) * U + u];
+              split[r0 + r][u] = acc[r][(GATES - 1) * U + u];
               acc[r][(GATES - 1) * U + u] = zero_vector<T>();
             }
           }
         }
-      }
-      product<T, R, P>(acc, states + r0, panel + I * P * lanes<T>, P * lanes<T>, H);
-      for (int r = 0; r < R; ++r) {
-        const int64_t row = r0 + r;
+        product<T, R, P>(acc, states + group + r0, panel + inputs * P * lanes<T>, P * lanes<T>, hidden);
+        store_tile<T, R, P>(acc, sums + r0);
+      });
+      const ForwardUnit<T> origin = first;  // a copy, which no store can be taken to change
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = group + r;
         if (!rows.active[row]) continue;
-        for (int u = 0; u < U && unit0 + u * lanes<T> < H; ++u) {
+        for (int u = 0; u < U && unit0 + u * lanes<T> < origin.H; ++u) {
           Vector<T> gate_products[GATES];
-          for (int g = 0; g < GATES; ++g) gate_products[g] = acc[r][g * U + u];
+          for (int g = 0; g < GATES; ++g) gate_products[g] = sums[r][g * U + u];
           Stage::finish(s, origin.moved(row, unit0 + u * lanes<T>, rows.h_before[row], rows.c_before[row]),
                         gate_products, split[Stage::splits ? r : 0][u]);
         }
@@ -658,23 +679,28 @@ template <class T, class CellBackward, int G>
 void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
   const auto& s = rows.s;
   const BackwardUnit<T> first = rows.origin();
+  Vector<T> sums[group_rows][G];
   for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
-    for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
+    for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
+      for_row_tiles<most_rows<G>>(count, [&]<int R>(int64_t r0) {
+        if (rows.step >= 0)
+          for (int64_t r = group + r0; r < group + r0 + R; ++r)
+            prefetch_unit<G>(first.moved(r, unit0, rows.h_before[r], rows.c_before[r]));
+        Vector<T> acc[R][G] = {};
+        if (rows.step < s.shape.steps - 1)
+          product<T, R, G>(acc, rows.later_gates + group + r0, weights.panel(rows.model, unit0), G * lanes<T>,
+                           weights.depth());
+        store_tile<T, R, G>(acc, sums + r0);
+      });
       const BackwardUnit<T> origin = first;  // a copy, which no store can be taken to change
-      Vector<T> acc[R][G] = {};
-      if (rows.step >= 0)
-        for (int64_t r = r0; r < r0 + R; ++r)
-          prefetch_unit<G>(origin.moved(r, unit0, rows.h_before[r], rows.c_before[r]));
-      if (rows.step < s.shape.steps - 1)
-        product<T, R, G>(acc, rows.later_gates + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
-      for (int r = 0; r < R; ++r) {
-        const int64_t row = r0 + r;
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = group + r;
         const RowStep now = rows.now[row], later = rows.later[row];
         const T *h_before = now.active ? rows.h_before[row] : nullptr,
                 *c_before = now.active ? rows.c_before[row] : nullptr;
         for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
           const BackwardUnit<T> at = origin.moved(row, unit0 + g * lanes<T>, h_before, c_before);
-          const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, acc[r][g]);
+          const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, sums[r][g]);
           if (!now.active) {
             store(at.dh_carry, dh, at.count);
             continue;
@@ -690,19 +716,23 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
 // Likewise of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
 template <class T, int G>
 void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
-  const BackwardUnit<T> first = rows.origin();
+  const BackwardUnit<T> origin = rows.origin();
+  Vector<T> sums[group_rows][G];
   for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
-    for_row_tiles<most_rows<G>>(rows.rows, [&]<int R>(int64_t r0) {
-      const BackwardUnit<T> origin = first;
-      Vector<T> acc[R][G] = {};
-      product<T, R, G>(acc, rows.dn + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
-      for (int r = 0; r < R; ++r) {
-        if (!rows.now[r0 + r].active) continue;
+    for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
+      for_row_tiles<most_rows<G>>(count, [&]<int R>(int64_t r0) {
+        Vector<T> acc[R][G] = {};
+        product<T, R, G>(acc, rows.dn + group + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
+        store_tile<T, R, G>(acc, sums + r0);
+      });
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = group + r;
+        if (!rows.now[row].active) continue;
         for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
-          const BackwardUnit<T> at = origin.moved(r0 + r, unit0 + g * lanes<T>, rows.h_before[r0 + r], nullptr);
+          const BackwardUnit<T> at = origin.moved(row, unit0 + g * lanes<T>, rows.h_before[row], nullptr);
           const Vector<T> reset = load(at.gates, at.count);
-          store(at.dgates, acc[r][g] * load(at.h_before, at.count) * sigmoid_slope(reset), at.count);
-          store(at.dh_carry, load(at.dh_carry, at.count) + acc[r][g] * reset, at.count);
+          store(at.dgates, sums[r][g] * load(at.h_before, at.count) * sigmoid_slope(reset), at.count);
+          store(at.dh_carry, load(at.dh_carry, at.count) + sums[r][g] * reset, at.count);
         }
       }
     });

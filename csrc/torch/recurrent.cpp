@@ -132,8 +132,11 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), Tensor(), Tensor()};
   if (options.cell == Cell::lstm) out.c_n = at::empty({E, B, H}, like);
   if (keep || !fused || options.cell == Cell::gru_before) out.gates = workspace({E, T_, B, width}, like);
-  if (options.cell != Cell::rnn)
-    out.aux = workspace(keep ? at::IntArrayRef{E, T_, B, H} : at::IntArrayRef{E, B, H}, like);
+  const bool runs_aux = options.cell == Cell::lstm || options.cell == Cell::gru_before;
+  if (keep && options.cell != Cell::rnn)
+    out.aux = workspace({E, T_, B, H}, like);
+  else if (runs_aux)
+    out.aux = workspace({E, B, H}, like);
   const std::pair<Tensor, Tensor> biases = split_biases(in, options.cell);
   const Tensor &bias = biases.first, &bias_n = biases.second;  // clang 15 captures no structured binding
   const Parallel parallel = torch_parallel();
@@ -171,19 +174,86 @@ struct Gradients {
   Tensor dh_norms, dc_norms;  // (E, T), if asked for: of the gradients of each step's states
 };
 
-// Sums over steps and sequences: dgates (E, T, B, all) columns [column, column + rows) transposed times `states`.
+// What the backward pass reads beside the inputs; all with a leading E, contiguous.
+struct Left {
+  Tensor y, gates, aux, dy, dh_n, dc_n;
+  Tensor before;  // the hidden state before each step, where it is not `y` shifted by a step
+};
+
+struct Squares {
+  Tensor dh, dc;  // (E, T, B) where a probe asks
+};
+
+// Models [first, first + models): the gradients of the gates, then what follows from them.
 template <class T>
-struct WeightGradient {
-  const Tensor& dgates;
-  int64_t models, row_length;
+struct BackwardOfModels {
+  const Inputs& in;
+  const Options& options;
+  const Left& left;
+  const Squares& squares;
+  const Gradients& d;
+  const Tensor& bias_sums;  // (E, gradients H): the gradients of the gates summed over steps and sequences
+  int64_t first, models;
   const Parallel& parallel;
 
-  void operator()(int64_t column, int64_t rows, int64_t first, int64_t K, const T* states, int64_t states_batch,
-                  int64_t columns, T* out, int64_t out_batch, bool accumulate) const {
-    const int64_t batch = dgates.size(1) * dgates.size(2) * row_length;
-    kernels<T>().gemm({models, rows, columns, K, data<T>(dgates) + first * row_length + column, batch, 1, row_length,
-                       states, states_batch, columns, 1, out, out_batch, columns, nullptr, 0, accumulate},
-                      parallel);
+  const int64_t H = in.hidden, I = in.inputs, rows = in.steps * in.batch;
+  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H;
+  const Kernels<T>& cpu = kernels<T>();
+
+  const T* read(const Tensor& t) const { return t.numel() ? t.const_data_ptr<T>() + first * t.stride(0) : nullptr; }
+  T* write(const Tensor& t) const { return t.defined() ? t.mutable_data_ptr<T>() + first * t.stride(0) : nullptr; }
+
+  void operator()() const {
+    const Scratch<T> dgates(models * rows * all);
+    SequenceShape shape = in.shape(options);
+    shape.models = models;
+    cpu.sequence_backward(
+        {shape, read(left.gates), read(left.aux), read(left.y), read(in.w_hh), read(in.h0), read(in.c0), read(left.dy),
+         read(left.dh_n), read(left.dc_n), dgates, write(d.h0), write(d.c0), write(squares.dh), write(squares.dc)},
+        parallel);
+    if (d.x.defined()) gradient_of_input(dgates);
+    if (d.w_ih.defined()) gradients_of_weights(dgates);
+    if (bias_sums.defined()) cpu.column_sums(dgates, models, rows, all, write(bias_sums), parallel);
+  }
+
+  // A GRU's gradients lie as n from the input, r, z, n from the state; its weights as r, z, n.
+  bool is_gru() const { return options.cell == Cell::gru; }
+
+  void gradient_of_input(const T* dgates) const {
+    auto add = [&](int64_t column, int64_t first_gate, int64_t K, bool accumulate) {
+      cpu.gemm({models, rows, I, K, dgates + column, rows * all, all, 1, read(in.w_ih) + first_gate * I, width * I, I,
+                1, write(d.x), rows * I, I, nullptr, 0, accumulate},
+               parallel);
+    };
+    add(is_gru() ? H : 0, 0, is_gru() ? 2 * H : width, false);
+    if (is_gru()) add(0, 2 * H, H, true);
+  }
+
+  void gradients_of_weights(const T* dgates) const {
+    // Sums over K rows from `row` on: columns [column, column + count) of dgates transposed times `states`.
+    auto sum = [&](int64_t column, int64_t count, int64_t row, int64_t K, const T* states, int64_t states_batch,
+                   int64_t columns, T* out, bool accumulate) {
+      cpu.gemm({models, count, columns, K, dgates + row * all + column, rows * all, 1, all, states, states_batch,
+                columns, 1, out, width * columns, columns, nullptr, 0, accumulate},
+               parallel);
+    };
+    const T* x = in.shared ? data<T>(in.x) : read(in.x);
+    const int64_t x_batch = in.shared ? 0 : rows * I;
+    T *w_ih = write(d.w_ih), *w_hh = write(d.w_hh);
+    sum(is_gru() ? H : 0, is_gru() ? 2 * H : width, 0, rows, x, x_batch, I, w_ih, false);
+    if (is_gru()) sum(0, H, 0, rows, x, x_batch, I, w_ih + 2 * H * I, false);
+    const int64_t column = all - width;  // of the gradients that pass w_hh; n of gru_before sees r h' instead of h'
+    const int64_t from_state = options.cell == Cell::gru_before ? 2 * H : width;
+    if (left.before.defined()) {
+      sum(column, from_state, 0, rows, read(left.before), rows * H, H, w_hh, false);
+    } else {
+      const int64_t B = in.batch, start = options.reverse ? rows - B : 0, rest = options.reverse ? 0 : B;
+      sum(column, from_state, start, B, read(in.h0), B * H, H, w_hh, false);
+      if (rows > B)
+        sum(column, from_state, rest, rows - B, read(left.y) + (options.reverse ? B * H : 0), rows * H, H, w_hh, true);
+    }
+    if (from_state < width)
+      sum(from_state, width - from_state, 0, rows, read(left.aux), rows * H, H, w_hh + from_state * H, false);
   }
 };
 
@@ -191,73 +261,45 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
                        const OptionalTensor& dc_n, const Tensor& y, const Tensor& gates, const Tensor& aux, bool need_x,
                        bool need_weights, bool probe) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, I = in.inputs;
-  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H, rows = T_ * B;
-  const bool is_gru = options.cell == Cell::gru;
+  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H;
+  const bool is_lstm = options.cell == Cell::lstm;
   const auto like = in.x.options();
-  Gradients d;
-  d.h0 = at::empty({E, B, H}, like);
-  if (options.cell == Cell::lstm) d.c0 = at::empty({E, B, H}, like);
-  const Tensor dgates = workspace({E, T_, B, all}, like);
-  const Tensor dh_squares = probe ? at::zeros({E, T_, B}, like) : Tensor();
-  const Tensor dc_squares = probe && options.cell == Cell::lstm ? at::zeros({E, T_, B}, like) : Tensor();
   auto whole = [&](const OptionalTensor& t, at::IntArrayRef shape) {
     return t.has_value() && t->defined() ? t->reshape(shape).contiguous() : Tensor();
   };
-  const Tensor dy_ = whole(dy, {E, T_, B, H}), dh_n_ = whole(dh_n, {E, B, H}), dc_n_ = whole(dc_n, {E, B, H});
-  const Tensor y_ = y.reshape({E, T_, B, H});
-  const Parallel parallel = torch_parallel();
+  Left left{y.reshape({E, T_, B, H}), gates, aux, whole(dy, {E, T_, B, H}), whole(dh_n, {E, B, H}),
+            whole(dc_n, {E, B, H}),   {}};
+  if (need_weights && (in.lengths.defined() || in.resets.defined()))
+    left.before = states_before(in, options, left.y).contiguous();
+  const Squares squares{probe ? at::zeros({E, T_, B}, like) : Tensor(),
+                        probe && is_lstm ? at::zeros({E, T_, B}, like) : Tensor()};
+  Gradients d;
+  d.h0 = at::empty({E, B, H}, like);
+  if (is_lstm) d.c0 = at::empty({E, B, H}, like);
+  if (need_x) d.x = at::empty({E, T_, B, I}, like);
+  if (need_weights) {
+    d.w_ih = at::empty({E, width, I}, like);
+    d.w_hh = at::empty({E, width, H}, like);
+  }
+  const Tensor bias_sums = need_weights && in.b_ih.defined() ? at::empty({E, all}, like) : Tensor();
+  const Parallel parallel = torch_parallel(), one{1, parallel.run};
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
-    using T = scalar_t;
-    const Kernels<T>& cpu = kernels<T>();
-    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; };
-    cpu.sequence_backward(
-        {in.shape(options), data<T>(gates), aux.numel() ? data<T>(aux) : nullptr, data<T>(y_), data<T>(in.w_hh),
-         data<T>(in.h0), data<T>(in.c0), data<T>(dy_), data<T>(dh_n_), data<T>(dc_n_), writable(dgates), writable(d.h0),
-         writable(d.c0), writable(dh_squares), writable(dc_squares)},
-        parallel);
-    if (dh_squares.defined()) d.dh_norms = dh_squares.sum(-1).sqrt();
-    if (dc_squares.defined()) d.dc_norms = dc_squares.sum(-1).sqrt();
-    if (need_x) {
-      d.x = at::empty({E, T_, B, I}, like);
-      auto times_w_ih = [&](int64_t column, int64_t first_gate, int64_t K, bool accumulate) {
-        cpu.gemm({E, rows, I, K, data<T>(dgates) + column, rows * all, all, 1, data<T>(in.w_ih) + first_gate * I,
-                  width * I, I, 1, d.x.mutable_data_ptr<T>(), rows * I, I, nullptr, 0, accumulate},
-                 parallel);
-      };
-      times_w_ih(is_gru ? H : 0, 0, is_gru ? 2 * H : width, false);
-      if (is_gru) times_w_ih(0, 2 * H, H, true);
-    }
-    if (need_weights) {
-      d.w_ih = at::empty({E, width, I}, like);
-      d.w_hh = at::empty({E, width, H}, like);
-      const WeightGradient<T> sum{dgates, E, all, parallel};
-      T* w_ih = d.w_ih.mutable_data_ptr<T>();
-      const int64_t x_batch = in.shared ? 0 : rows * I;
-      sum(is_gru ? H : 0, is_gru ? 2 * H : width, 0, rows, data<T>(in.x), x_batch, I, w_ih, width * I, false);
-      if (is_gru) sum(0, H, 0, rows, data<T>(in.x), x_batch, I, w_ih + 2 * H * I, width * I, false);
-      T* w_hh = d.w_hh.mutable_data_ptr<T>();
-      const int64_t first = all - width;  // of the gradients that pass w_hh; n of gru_before sees r h' instead of h'
-      const int64_t from_state = options.cell == Cell::gru_before ? 2 * H : width;
-      if (in.lengths.defined() || in.resets.defined()) {
-        const Tensor before = states_before(in, options, y_).contiguous();
-        sum(first, from_state, 0, rows, data<T>(before), rows * H, H, w_hh, width * H, false);
-      } else {
-        const int64_t start = options.reverse ? rows - B : 0, rest = options.reverse ? 0 : B;
-        const T* states = data<T>(y_) + (options.reverse ? B * H : 0);
-        sum(first, from_state, start, B, data<T>(in.h0), B * H, H, w_hh, width * H, false);
-        if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, true);
-      }
-      if (from_state < width)
-        sum(from_state, width - from_state, 0, rows, data<T>(aux), rows * H, H, w_hh + from_state * H, width * H,
-            false);
-      if (in.b_ih.defined()) {
-        const Tensor sums = at::empty({E, all}, like);
-        cpu.column_sums(data<T>(dgates), E, rows, all, sums.mutable_data_ptr<T>(), parallel);
-        d.b_hh = sums.narrow(1, first, width).clone();
-        d.b_ih = is_gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
-      }
-    }
+    auto run = [&](int64_t first, int64_t models, const Parallel& threads) {
+      BackwardOfModels<scalar_t>{in, options, left, squares, d, bias_sums, first, models, threads}();
+    };
+    // Model by model the gradients of the gates stay in the cache of the thread that reads them again.
+    if (E % parallel.threads == 0 || E >= 4 * parallel.threads)
+      parallel_for(parallel, E, [&](int64_t model) { run(model, 1, one); });
+    else
+      run(0, E, parallel);
   });
+  if (squares.dh.defined()) d.dh_norms = squares.dh.sum(-1).sqrt();
+  if (squares.dc.defined()) d.dc_norms = squares.dc.sum(-1).sqrt();
+  if (bias_sums.defined()) {
+    d.b_hh = bias_sums.narrow(1, all - width, width).clone();
+    d.b_ih = options.cell == Cell::gru ? at::cat({bias_sums.narrow(1, H, 2 * H), bias_sums.narrow(1, 0, H)}, 1)
+                                       : d.b_hh.clone();
+  }
   return d;
 }
 
@@ -365,9 +407,12 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
     auto [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dh_norms, dc_norms] = r;
     if (probe) {
       const torch::NoGradGuard no_grad;
-      ctx->saved_data["dh_norms"].toTensor().copy_(dh_norms.view_as(ctx->saved_data["dh_norms"].toTensor()));
-      if (dc_norms.numel() > 0)
-        ctx->saved_data["dc_norms"].toTensor().copy_(dc_norms.view_as(ctx->saved_data["dc_norms"].toTensor()));
+      auto leave = [&](const char* name, const Tensor& norms) {
+        const Tensor record = ctx->saved_data[name].toTensor();
+        if (record.defined()) record.copy_(norms.view_as(record));
+      };
+      leave("dh_norms", dh_norms);
+      leave("dc_norms", dc_norms);
     }
     auto given = [&](const Tensor& gradient, const Tensor& input, bool needed) {
       return input.defined() && needed ? gradient : Tensor();

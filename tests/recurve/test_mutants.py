@@ -162,8 +162,8 @@ MUTANTS = [
     recurrent(
         "W x of n passes the reset gate",
         "cpu/recurrent.h",
-        "split[r][u] = acc[r][(GATES - 1) * U + u];\n              acc[r][(GATES - 1) * U + u] = zero_vector<T>();",
-        "",
+        "split[r0 + r][u] = acc[r][(GATES - 1) * U + u];\n              acc[r][(GATES - 1) * U + u] = zero_vector<T>();",
+        "split[r0 + r][u] = zero_vector<T>();",
     ),
     recurrent(
         "shared input read as own beside the state",
@@ -180,7 +180,7 @@ MUTANTS = [
     recurrent(
         "no gradient through the reset to the state",
         "cpu/recurrent.h",
-        "load(at.dh_carry, at.count) + acc[r][g] * reset",
+        "load(at.dh_carry, at.count) + sums[r][g] * reset",
         "load(at.dh_carry, at.count)",
     ),
     recurrent(
@@ -231,8 +231,20 @@ MUTANTS = [
     recurrent(
         "weight gradient misses the initial state",
         "torch/recurrent.cpp",
-        "if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, true);",
-        "if (T_ > 1) sum(first, from_state, rest, rows - B, states, rows * H, H, w_hh, width * H, false);",
+        "B * H : 0), rows * H, H, w_hh, true);",
+        "B * H : 0), rows * H, H, w_hh, false);",
+    ),
+    recurrent(
+        "every model reads the first one's tensors",
+        "torch/recurrent.cpp",
+        "t.const_data_ptr<T>() + first * t.stride(0)",
+        "t.const_data_ptr<T>()",
+    ),
+    recurrent(
+        "a group of rows beyond the first repeats the first's products",
+        "cpu/recurrent.h",
+        "states + group + r0",
+        "states + r0",
     ),
     recurrent(
         "shared gradient of the first model only",
