@@ -301,6 +301,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.words += rest
+    if "set" in arguments:
+        arguments.preset = " ".join([arguments.preset, *sorted(arguments.set)])
     return arguments
 
 
@@ -349,7 +351,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where records live (runs)")
 
     def add_preset(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--preset", default="quick", metavar="NAME", help="smoke, quick or full (quick)")
+        command.add_argument(
+            "--preset", default="quick", metavar="NAME", help="smoke, quick, full or the study's (quick)"
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="another value for a setting of the preset, such as data=cifar10; repeatable. Its runs are kept apart",
+        )
 
     def add_workers(command: argparse.ArgumentParser) -> None:
         workers = os.cpu_count() or 1
@@ -393,7 +404,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         "What a run would do, and how long.",
-        "plan vision",
+        "plan vision --set data=fashion-mnist",
         "plan epidemic cell=lstm,gru --seeds 5",
         "plan epidemic cell=gru,lstm depth=1,2 --design factorial",
     )

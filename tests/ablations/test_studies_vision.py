@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ablations.data.augmentation import shift
-from ablations.data.images import mnist
+from ablations.data.images import load
 from ablations.design import one_factor_at_a_time
 from ablations.studies.vision import SHIFTS, STUDY, VisionTask, consistency_offsets
 
@@ -30,9 +30,9 @@ def test_another_seed_gives_another_split():
 
 
 def test_no_test_image_is_trained_on():
-    task = VisionTask(settings(train_images=8000, validation_images=2000, test_images=10_000), seed=0)
+    task = VisionTask(settings(train_images=50_000, validation_images=10_000, test_images=10_000), seed=0)
     seen = {image.numpy().tobytes() for image in torch.cat([task.train_inputs, task.validation.images])}
-    assert len(task.train_inputs) + len(task.validation) == 10_000
+    assert len(task.train_inputs) + len(task.validation) == 60_000
     assert not any(image.numpy().tobytes() in seen for image in task.test.images)
 
 
@@ -101,4 +101,4 @@ def test_every_condition_trains_the_model_that_it_names(condition):
 
 
 def test_smoke_uses_the_first_images_of_the_test_part():
-    assert torch.equal(VisionTask(settings(), seed=5).test.images, mnist("test").images[:500])
+    assert torch.equal(VisionTask(settings(), seed=5).test.images, load("mnist", "test")[:500].scaled().images)

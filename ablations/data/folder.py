@@ -1,0 +1,142 @@
+"""A folder of images as data: one subfolder per class, in `train` and `test` or with a fifth taken for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ablations.design import DataError
+from ablations.extras import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TEST_SHARE = 0.2  # of a folder without parts of its own
+MEMORY_SHARE = 0.25  # of what is free, for all images
+
+
+def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The parts "train" and "test": images (N, C, H, W), uint8, and labels (N,), ordered by class and file name.
+
+    Classes are the subfolders of `folder/train` and `folder/test`, or of the folder itself: then each image belongs to
+    the test part or not by a hash of its class and name, about a fifth do, and adding images moves none. All images
+    are grey if all files are, else in colour. With `image_size` each is resized to such a square, which is reported.
+    Files whose names begin with a dot are not looked at.
+
+    Raises `DataError` for a file that is no image, images of several sizes, a class without images, fewer than two
+    classes, test classes that training lacks, and more than fits into memory.
+    """
+    require("PIL", "data")
+    if (folder / "train").is_dir() != (folder / "test").is_dir():
+        raise DataError(f"{folder} needs both train and test, or neither: then its subfolders are the classes")
+    classes = _classes(folder, "train")
+    if (folder / "test").is_dir():
+        strangers = set(_classes(folder, "test")) ^ set(classes)
+        if strangers:
+            raise DataError(
+                f"{folder}: train and test need the same classes; only one has {', '.join(sorted(strangers))}"
+            )
+    files = {part: [_files(folder, part, name) for name in classes] for part in ("train", "test")}
+    size, mode = _common_form(
+        [path for of_part in files.values() for of_class in of_part for path in of_class], image_size
+    )
+    return {
+        part: (
+            _stacked(list(chain.from_iterable(of_part)), size, mode),
+            np.repeat(range(len(classes)), [*map(len, of_part)]),
+        )
+        for part, of_part in files.items()
+    }
+
+
+def _classes(folder: Path, part: str) -> list[str]:
+    root = folder / part if (folder / part).is_dir() else folder
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"{root} has {len(names)} subfolders; at least two are needed, one per class")
+    return names
+
+
+def _files(folder: Path, part: str, name: str) -> list[Path]:
+    has_parts = (folder / part).is_dir()
+    root = (folder / part if has_parts else folder) / name
+    found = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    if not has_parts:
+        found = [path for path in found if _is_test(name, path) == (part == "test")]
+    if not found:
+        raise DataError(f"{root} has no image for the {part} part; add some, or remove the class")
+    return found
+
+
+def _is_test(name: str, path: Path) -> bool:
+    digest = hashlib.sha256(f"{name}/{path.name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64
+
+
+def _common_form(paths: Sequence[Path], image_size: int) -> tuple[tuple[int, int], str]:
+    """The width, height and mode ("L" or "RGB") in which all images are read; resizing is reported."""
+    sizes: dict[tuple[int, int], list[Path]] = {}
+    modes = set()
+    for path in paths:
+        with _opened(path) as image:
+            sizes.setdefault(image.size, []).append(path)
+            modes.add(image.mode)
+    if len(sizes) > 1 and not image_size:
+        (one, first), (other, second) = list(sizes.items())[:2]
+        raise DataError(
+            f"images need one size, but {first[0]} has {one[0]} x {one[1]} pixels and {second[0]} {other[0]} x "
+            f"{other[1]}; resize all, as with --set image_size=32"
+        )
+    size = (image_size, image_size) if image_size else next(iter(sizes))
+    mode = "L" if modes <= {"1", "L"} else "RGB"
+    _check_memory(len(paths) * size[0] * size[1] * len(mode) * 4, len(paths))
+    others = len(paths) - len(sizes.get(size, []))
+    if others:
+        warnings.warn(f"{others} of {len(paths)} images were resized to {size[0]} x {size[1]} pixels", stacklevel=4)
+    return size, mode
+
+
+def _stacked(paths: Sequence[Path], size: tuple[int, int], mode: str) -> np.ndarray:
+    """The images (N, C, H, W) in one form."""
+    images = np.empty((len(paths), size[1], size[0], len(mode)), np.uint8)
+    for place, path in zip(images, paths, strict=True):
+        with _opened(path) as image:
+            place[:] = np.asarray(_sized(image.convert(mode), size)).reshape(place.shape)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _sized(image: Image, size: tuple[int, int]) -> Image:
+    from PIL.Image import Resampling
+
+    return image if image.size == size else image.resize(size, Resampling.BICUBIC)
+
+
+def _opened(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as an image ({error}); remove it, or begin its name with a dot so that it is not "
+            "looked at"
+        ) from error
+    return image
+
+
+def _check_memory(needed: int, count: int) -> None:
+    import psutil
+
+    allowed = MEMORY_SHARE * psutil.virtual_memory().available
+    if needed > allowed:
+        raise DataError(
+            f"{count} images need {needed / 1e9:.1f} GB as numbers, {allowed / 1e9:.1f} GB are allowed here; "
+            "resize them, as with --set image_size=32, or use fewer"
+        )
