@@ -109,6 +109,15 @@ class Condition:
         return " ".join(f"{factor}={level}" for factor, level in self.levels)
 
 
+class Predictor(Protocol):
+    """A trained model as a function of inputs (N, ...), and by itself."""
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor: ...
+
+    def module(self) -> torch.nn.Module:
+        """A copy of the model, in evaluation mode."""
+
+
 class Task(Protocol):
     """One run's data, model and measures: all that training asks of a study.
 
@@ -139,9 +148,7 @@ class Task(Protocol):
     def validate(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Measures on the validation part for the learning curve; `validation_loss` must be among them."""
 
-    def evaluate(
-        self, predict: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def evaluate(self, predict: Predictor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The study's own responses on the test part, and the arrays that its figures need."""
 
 

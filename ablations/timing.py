@@ -14,6 +14,7 @@ import torch
 import recurve
 from ablations.complexity import count_parameters, peak_memory
 from ablations.design import Task
+from ablations.optimizers import OF_TORCH
 from ablations.records import Configuration, Records
 from ablations.training import Ensemble, fresh_model, one_thread
 
@@ -106,7 +107,7 @@ def _competitors(configuration: Configuration, task_type: type[Task]) -> dict[st
 
 def _training_step(configuration: Configuration, task: Task) -> Step:
     settings, model = configuration.settings, fresh_model(task, configuration.seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
+    optimizer = OF_TORCH[settings.get("optimizer", "adam")](model.parameters(), lr=settings["learning_rate"])
     generator = torch.Generator().manual_seed(configuration.seed)
 
     def step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import platform
@@ -25,6 +26,7 @@ import recurve
 from ablations.complexity import Complexity, complexity
 from ablations.design import Task
 from ablations.models import Dropout
+from ablations.optimizers import Average, beside, optimizer, schedule
 from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
 
 CONVERGED_WITHIN = 0.05  # of the lowest validation loss, relative
@@ -51,7 +53,7 @@ class Ensemble:
 
     The streams are derived from the run's seed alone, so that a seed has the same data order, augmentation and dropout
     in every condition, and the same initial weights where the model draws them alike. Runs may differ in seed, learning
-    rate, clipping and what their task calls `per_model`.
+    rate and its scale, clipping and what their task calls `per_model`.
 
     Raises `ValueError` if they differ in the shapes of their training data. A model that draws random numbers in its
     forward pass is refused by `torch.vmap`, since those draws would depend on who trains beside it; `models.Dropout`
@@ -73,7 +75,10 @@ class Ensemble:
         self._augmentation = [stream(c.seed, "augmentation") for c in configurations]
         self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
         self._parameters, self._buffers = stack_module_state(models)
-        self._optimizer = Adam(list(self._parameters.values()), _per_model(configurations, "learning_rate"))
+        rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
+        self._optimizer = optimizer(self.settings.get("optimizer", "adam"), list(self._parameters.values()), rates)
+        self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
+        self._steps = 0
         self._clip = _per_model(configurations, "clip", absent=math.inf)
 
     def pairing(self, member: int) -> dict[str, str]:
@@ -122,19 +127,15 @@ class Ensemble:
         losses.sum().backward()
         if self._clip.isfinite().any():
             _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
-        self._optimizer.step()
+        self._steps += 1
+        steps = self.settings["epochs"] * self.steps_per_epoch
+        self._optimizer.step(schedule(self.settings.get("schedule", "constant"), self._steps, steps))
+        self._average.update()
         return losses.detach()
 
-    def predictor(self, member: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The function (N, ...) -> (N, ...) that one model is now, in evaluation mode and without gradients."""
-        state = {name: tensor[member].detach() for name, tensor in (self._parameters | self._buffers).items()}
-
-        @torch.no_grad()
-        def predict(inputs: torch.Tensor) -> torch.Tensor:
-            self._model.eval()
-            return torch.cat([functional_call(self._model, state, (rows,)) for rows in inputs.split(PREDICT_ROWS)])
-
-        return predict
+    def predictor(self, member: int) -> Trained:
+        """One model as it is now, with its averaged weights where the settings ask for averaging."""
+        return Trained(self._model, {name: tensor[member].detach() for name, tensor in self._average.values.items()})
 
     def _loss(
         self,
@@ -146,29 +147,22 @@ class Ensemble:
         return self.tasks[0].loss(functional_call(self._model, (parameters, buffers), (inputs,)), targets)
 
 
-class Adam:
-    """`torch.optim.Adam` (Kingma & Ba 2015) with its defaults, over stacked parameters (E, ...) and with a learning
-    rate for each model, (E,). A step consumes the gradients."""
+class Trained:
+    """The function (N, ...) -> (N, ...) that a model is with the given state, in evaluation mode, without gradients."""
 
-    MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
-
-    def __init__(self, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor) -> None:
-        self._moments = [
-            (p, torch.zeros_like(p), torch.zeros_like(p), _beside(learning_rates, p).to(p)) for p in parameters
-        ]
-        self._steps = 0
+    def __init__(self, model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        self._model, self._state = model, dict(state)
 
     @torch.no_grad()
-    def step(self) -> None:
-        self._steps += 1
-        mean_share, square_share = (1 - decay**self._steps for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
-        for parameter, mean, square, rate in self._moments:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                mean.lerp_(gradient, 1 - self.MEAN_DECAY)
-                square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-                scale = (square.sqrt() / math.sqrt(square_share)).add_(self.EPSILON)
-                parameter.sub_(mean / scale * (rate / mean_share))
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        self._model.eval()
+        return torch.cat([functional_call(self._model, self._state, (rows,)) for rows in inputs.split(PREDICT_ROWS)])
+
+    def module(self) -> torch.nn.Module:
+        """A copy of the model by itself, in evaluation mode."""
+        module = copy.deepcopy(self._model).eval()
+        module.load_state_dict(self._state)
+        return module
 
 
 def fresh_model(task: Task, seed: int) -> torch.nn.Module:
@@ -312,18 +306,13 @@ def _clip(gradients: Sequence[torch.Tensor], max_norms: torch.Tensor) -> None:
     squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients])
     scale = (max_norms.to(squares) / squares.sum(0).sqrt()).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(_beside(scale, gradient))
+        gradient.mul_(beside(scale, gradient))
 
 
 def _per_model(configurations: Sequence[Configuration], setting: str, absent: float | None = None) -> torch.Tensor:
     """The setting's value in each run, (E,); `absent` where it is missing or None."""
     values = [configuration.settings.get(setting) for configuration in configurations]
     return torch.tensor([absent if value is None else value for value in values], dtype=torch.float64)
-
-
-def _beside(values: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
-    """Values (E,) shaped to be combined with a stack (E, ...)."""
-    return values.reshape(-1, *[1] * (stacked.dim() - 1))
 
 
 def _derived_seed(seed: int, stream: str) -> int:

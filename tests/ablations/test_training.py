@@ -11,7 +11,7 @@ from planted import PlantedTask
 from ablations import studies
 from ablations.plan import plan_study
 from ablations.records import Configuration, Records
-from ablations.training import Adam, Ensemble, train
+from ablations.training import Ensemble, train
 
 
 def configuration(seed=0, **settings):
@@ -99,20 +99,22 @@ def test_results_of_the_studies_are_the_same_numbers_alone_and_in_an_ensemble(na
     pd.testing.assert_frame_equal(one, other, rtol=1e-4)
 
 
-def test_adam_with_a_rate_per_model_is_torch_adam_with_each_rate():
-    rates, targets = [0.1, 0.01], torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
-    stacked = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
-    alone = [torch.zeros(2, dtype=torch.float64, requires_grad=True) for _ in rates]
-    ours = Adam([stacked], torch.tensor(rates))
-    theirs = [torch.optim.Adam([weights], lr=rate) for weights, rate in zip(alone, rates, strict=True)]
-    for _ in range(20):
-        (stacked - targets).pow(4).sum().backward()
-        ours.step()
-        for optimizer, weights, target in zip(theirs, alone, targets, strict=True):
-            optimizer.zero_grad()
-            (weights - target).pow(4).sum().backward()
-            optimizer.step()
-    torch.testing.assert_close(stacked.detach(), torch.stack(alone).detach(), rtol=1e-7, atol=0)
+def test_averaged_weights_are_what_is_validated_and_evaluated():
+    run = configuration(averaging=0.9, schedule="one-cycle", optimizer="sgd", learning_rate=0.001)
+    ensemble = Ensemble([run], PlantedTask)
+    seen = []
+    for inputs, targets in ensemble.batches():
+        ensemble.step(inputs, targets)
+        seen.append({name: tensor[0].detach().clone() for name, tensor in ensemble._parameters.items()})
+    state = {n: t[0].detach().clone() for n, t in Ensemble([run], PlantedTask)._parameters.items()}
+    for step, weights in enumerate(seen, 1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        state = {name: decay * old + (1 - decay) * weights[name] for name, old in state.items()}
+    module = ensemble.predictor(0).module()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), state[name])
+    inputs = torch.randn(7, 3, dtype=torch.float64)
+    torch.testing.assert_close(ensemble.predictor(0)(inputs), module(inputs).detach())
 
 
 def test_the_record_says_what_runs_of_one_seed_share(records):
