@@ -34,7 +34,7 @@ def cases():
         plain = Sequence(op)
         yield plain
         yield from (replace(plain, hidden=hidden, batch=5) for hidden in (1, 15, 16, 17, 33, 65, 129))
-        yield from (replace(plain, batch=batch, hidden=9) for batch in (0, 1, 7, 13))
+        yield from (replace(plain, batch=batch, hidden=9) for batch in (0, 1, 7, 13, 101))
         yield from (replace(plain, inputs=inputs) for inputs in (1, 40, 300))
         yield replace(plain, steps=1)
         yield replace(plain, steps=23, batch=2, hidden=3)
@@ -56,7 +56,7 @@ def cases():
         yield Sequence("gru", steps=6, batch=9, **dict(zip(names, flags, strict=True)), options=BEFORE)
     for hidden, models in itertools.product((1, 16, 33, 129), (None, 3)):
         yield Sequence("gru", hidden=hidden, models=models, shared=models is not None, options=BEFORE)
-    yield from (Sequence("gru", batch=batch, options=BEFORE) for batch in (0, 1, 13))
+    yield from (Sequence("gru", batch=batch, options=BEFORE) for batch in (0, 1, 13, 101))
     for options in RNN_OPTIONS:
         yield Sequence("rnn", options=options)
         yield Sequence("rnn", hidden=37, batch=6, models=2, lengths=True, resets=True, reverse=True, options=options)
