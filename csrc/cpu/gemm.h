@@ -144,23 +144,32 @@ void gemm(const Gemm<T>& g, const Parallel& all) {
       }
 }
 
-// out (E, columns) = the sum over the rows of matrix (E, rows, columns), in blocks as a product's: each is summed by
-// itself, in the order of the rows.
+constexpr int64_t sums_width = 32;  // vectors of columns that are summed together
+
+// Columns [0, count), at most sums_width vectors: the rows added in pairs of halves, so that rounding hardly grows.
+template <class T>
+void pairwise_sums(const T* from, int64_t rows, int64_t row_length, int64_t count, T* sums) {
+  if (rows <= 16) {
+    __builtin_memset(sums, 0, count * sizeof(T));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < count; ++i) sums[i] += from[r * row_length + i];
+    return;
+  }
+  T rest[sums_width * lanes<T>];
+  pairwise_sums(from, rows / 2, row_length, count, sums);
+  pairwise_sums(from + rows / 2 * row_length, rows - rows / 2, row_length, count, rest);
+  for (int64_t i = 0; i < count; ++i) sums[i] += rest[i];
+}
+
+// out (E, columns) = the sum over the rows of matrix (E, rows, columns).
 template <class T>
 void column_sums(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel& parallel) {
-  constexpr int64_t width = 32 * lanes<T>;
+  constexpr int64_t width = sums_width * lanes<T>;
   const int64_t blocks = divide_up(columns, width);
   parallel_for(parallel, models * blocks, [&](int64_t task) {
-    const int64_t model = task / blocks, first = task % blocks * width, count = least(width, columns - first);
-    const T* from = matrix + model * rows * columns + first;
-    T* sums = out + model * columns + first;
-    __builtin_memset(sums, 0, count * sizeof(T));
-    for (int64_t r0 = 0; r0 < rows; r0 += product_block) {
-      T block[width] = {};
-      for (int64_t r = r0; r < least(rows, r0 + product_block); ++r, from += columns)
-        for (int64_t i = 0; i < count; ++i) block[i] += from[i];
-      for (int64_t i = 0; i < count; ++i) sums[i] += block[i];
-    }
+    const int64_t model = task / blocks, first = task % blocks * width;
+    pairwise_sums(matrix + model * rows * columns + first, rows, columns, least(width, columns - first),
+                  out + model * columns + first);
   });
 }
 
