@@ -23,6 +23,18 @@ class DataError(DesignError):
     """Data that cannot serve: which, what is allowed, and what to do."""
 
 
+Expected = Literal["better", "worse", "equal"]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a hypothesis expects of one response beside the primary one."""
+
+    response: str
+    expects: Expected
+    margin: float  # the smallest difference that would matter, in the response's unit; of a complexity, as a ratio
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What we try and why, written before the run; `expects` and `margin` speak of the study's primary response.
@@ -32,8 +44,9 @@ class Hypothesis:
 
     trying: str
     because: str
-    expects: Literal["better", "worse", "equal"]
+    expects: Expected
     margin: float  # the smallest difference that would matter, in the primary response's unit
+    also: tuple[Expectation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,12 @@ class Study:
     presets: Mapping[str, Preset]
     task: type[Task]
     figures: tuple[str, ...] = ()  # report figures by name, or its own as module:function
+
+    def __post_init__(self) -> None:
+        responses = {response.name: response for response in self.responses[1:]}
+        for level in (level for factor in self.factors for level in factor.levels):
+            for expectation in level.hypothesis.also if level.hypothesis else ():
+                find(expectation.response, responses, f"response of study {self.name} beside its primary one")
 
     def factor(self, name: str) -> Factor:
         return find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")

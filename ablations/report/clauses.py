@@ -43,9 +43,8 @@ def clause(row: pd.Series, response: Mapping[str, Any], evidence: Evidence) -> s
         seeds = "from one seed, too few for an interval" if row["n"] == 1 else f"the same in all {row['n']} seeds"
         return f"{shift(row, response)} in {label}, {seeds} ({values})"
     numbers = f"{shift(row, response)} ({certainty(row, response)}; {values})"
-    is_primary = response is evidence.primary
-    detected = (row["p_holm"] if is_primary and row["expects"] else row["q"]) <= ALPHA
-    small = is_primary and row["p_equivalence"] <= ALPHA
+    detected = (row["p_holm"] if row["expects"] else row["q"]) <= ALPHA
+    small = row["p_equivalence"] <= ALPHA
     if not detected:
         return f"{'none that matters' if small else 'no difference we could detect'} in {label}: {numbers}"
     if row["measure"] == "ratio":
@@ -159,6 +158,7 @@ def _test_set(row: pd.Series, evidence: Evidence) -> list[str]:
 
 
 def lacking(row: pd.Series, margin: str, family: int) -> str:
+    """Why the data cannot tell, and how many seeds would."""
     if row["p_holm"] > ALPHA >= row["p"]:
         reason = f"Alone it would pass ({p_value(row['p'])}), but it is one of {family} hypotheses. "
     elif row["p_holm"] <= ALPHA:

@@ -179,16 +179,22 @@ def _card(factor: str, level: Mapping[str, Any], rows: pd.DataFrame, evidence: E
     row = by_name.get(responses[0]["name"], rows.iloc[0])
     sentences += losses(row, by_name, responses)
     conclusion = _conclusion(row, evidence) if hypothesis and row["response"] == responses[0]["name"] else ""
+    for response in responses[1:]:
+        if (other := by_name.get(response["name"])) is not None and other["expects"]:
+            found = _conclusion(other, evidence, response)
+            verdict = f" {other['verdict'].capitalize()}." if other["verdict"] else ""
+            conclusion += f" Of {in_sentence(response['label'])}: {found[0].lower()}{found[1:]}{verdict}"
     pairs = seed_pairs(evidence.runs, evidence.declaration, factor, level["name"], responses[0])
     details = fine_print(row, pairs, evidence) if conclusion and row["n"] > 1 else []
     return Card(level["name"], trying, sentences, row.get("verdict", "") or "", conclusion, details, row, pairs)
 
 
-def _conclusion(row: pd.Series, evidence: Evidence) -> str:
-    response, family = evidence.primary, int((_primary_rows(evidence)["expects"] != "").sum())
-    size = row["margin"] * scale(response)
-    margin = f"{size:g}{unit_of_difference(response)}"
-    margin = margin.removesuffix("s") if size == 1 and response["unit"] == "%" else margin
+def _conclusion(row: pd.Series, evidence: Evidence, of: Mapping[str, Any] | None = None) -> str:
+    """What follows for the primary response, or for another that the hypothesis speaks of."""
+    response, family = of or evidence.primary, int((evidence.effects["expects"] != "").sum())
+    size, unit = row["margin"] * scale(response), unit_of_difference(response)
+    margin = f"{size:g}{unit.removesuffix('s') if size == 1 and response['unit'] == '%' else unit}"
+    margin = f"{100 * row['margin']:g} %" if row["measure"] == "ratio" else margin
     if row["n"] == 0:
         return (
             "No seed has a finished run both of this level and of the baseline, so nothing can be concluded of "

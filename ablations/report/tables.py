@@ -86,7 +86,7 @@ def comparisons(evidence: Evidence) -> Table:
     labels = _labels(evidence)
     shown = [_comparison(row, responses[row["response"]], labels) for _, row in evidence.effects.iterrows()]
     note = (
-        "Level against baseline on the same seeds, with 95 % intervals. The primary response of a stated hypothesis "
+        "Level against baseline on the same seeds, with 95 % intervals. What a hypothesis stated before the run "
         "has a verdict, and p corrected by Holm. All else explores: better, worse or not detected, with p corrected by "
         "Benjamini and Hochberg. Effect sizes are Hedges' g, in standard deviations between seeds; better on is the "
         "share of seeds on which the level was."

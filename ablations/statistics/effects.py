@@ -75,8 +75,9 @@ def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     better, with its exact interval. `tried`, `diverged` and `failed` count runs of the level, `baseline_...` those of
     the baseline; `missed` counts its finished runs without a finite value.
 
-    The primary response of levels with a hypothesis is the planned family: it alone carries a verdict, Holm's p values
-    and the smallest `detectable` difference. All other p values explore, and `q` corrects them by Benjamini-Hochberg.
+    What the hypotheses state, of the primary response and of those they also name, is the planned family: it alone
+    carries verdicts, Holm's p values and the smallest `detectable` differences. All other p values explore, and `q`
+    corrects them by Benjamini-Hochberg.
     """
     rows = []
     comparable = one_factor_runs(runs, declaration)
@@ -93,7 +94,7 @@ def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
                     if response["name"] in runs
                 ]
     frame = pd.DataFrame(rows)
-    return _explore(_judge_primary(frame, declaration)) if rows else frame
+    return _explore(_judge(frame, declaration)) if rows else frame
 
 
 def _outcomes(level: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, int]:
@@ -139,32 +140,37 @@ def _pairs(level: pd.Series, baseline: pd.Series, measure: str) -> pd.DataFrame:
     return pairs.dropna() if measure == "median" else pairs.replace([np.inf, -np.inf], np.nan).dropna()
 
 
-def _judge_primary(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
-    primary = declaration["responses"][0]
-    hypotheses = {
-        (factor["name"], level["name"]): level["hypothesis"]
-        for factor in declaration["factors"]
-        for level in factor["levels"]
-    }
-    mine = frame.index[frame["response"] == primary["name"]]
-    planned = [i for i in mine if hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]]
+def _judge(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+    expectations, better = _expectations(declaration), {r["name"]: r["better"] for r in declaration["responses"]}
+    stated = [expectations.get(key) for key in zip(frame["factor"], frame["level"], frame["response"], strict=True)]
     for column in ("margin", "p_holm", "p_equivalence", "more_seeds", "detectable"):
         frame[column] = math.nan
     for column in ("expects", "verdict"):
         frame[column] = ""
-    margins = [hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]["margin"] for i in planned]
-    differences = [_as_difference(frame.loc[i]) for i in planned]
+    planned = [(i, *expected) for i, expected in zip(frame.index, stated, strict=True) if expected]
+    differences = [_as_difference(frame.loc[i]) for i, _, _ in planned]
     p_holm = holm([d.p for d in differences])
-    p_equivalence = holm([equivalence_p(d, margin) for d, margin in zip(differences, margins, strict=True)])
-    for k, i in enumerate(planned):
-        difference, family = differences[k], len(planned)
-        expects = hypotheses[frame.at[i, "factor"], frame.at[i, "level"]]["expects"]
-        verdict = judge(expects, margins[k], primary["better"], difference, p_holm[k], p_equivalence[k], family)
-        frame.loc[i, ["margin", "p_holm", "p_equivalence"]] = [margins[k], p_holm[k], p_equivalence[k]]
+    p_equivalence = holm([equivalence_p(d, margin) for d, (_, _, margin) in zip(differences, planned, strict=True)])
+    for k, (i, expects, margin) in enumerate(planned):
+        difference, direction = differences[k], better[frame.at[i, "response"]]
+        verdict = judge(expects, margin, direction, difference, p_holm[k], p_equivalence[k], len(planned))
+        frame.loc[i, ["margin", "p_holm", "p_equivalence"]] = [margin, p_holm[k], p_equivalence[k]]
         frame.loc[i, ["expects", "verdict"]] = [expects, verdict.word]
         frame.loc[i, "more_seeds"] = math.nan if verdict.more_seeds is None else verdict.more_seeds
-        frame.loc[i, "detectable"] = smallest_detectable(difference.sd, difference.n, ALPHA / family)
+        frame.loc[i, "detectable"] = smallest_detectable(difference.sd, difference.n, ALPHA / len(planned))
     return frame
+
+
+def _expectations(declaration: Mapping[str, Any]) -> dict[tuple[str, str, str], tuple[str, float]]:
+    """By factor, level and response: what was expected, and the margin."""
+    found = {}
+    for factor in declaration["factors"]:
+        for level in factor["levels"]:
+            if hypothesis := level["hypothesis"]:
+                primary = {"response": declaration["responses"][0]["name"]} | hypothesis
+                for stated in (primary, *hypothesis.get("also", ())):
+                    found[factor["name"], level["name"], stated["response"]] = stated["expects"], stated["margin"]
+    return found
 
 
 def _explore(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,17 @@
 """Claims on the vocabulary: what a design makes of factors and levels, and what it says of unknown ones."""
 
+from dataclasses import replace
+
 import pytest
 from planted import DEFAULTS, STUDY
 
 from ablations.design import (
     DesignError,
+    Expectation,
     Factor,
+    Hypothesis,
     Level,
+    Response,
     all_pairs,
     choose_levels,
     full_factorial,
@@ -131,6 +136,14 @@ def test_a_listed_condition_that_is_none_is_refused(word, message):
 def test_an_unknown_word_is_named_with_what_is_allowed(word, message):
     with pytest.raises(DesignError, match=message):
         choose_levels(STUDY, [word])
+
+
+def test_a_hypothesis_on_an_unknown_response_is_refused():
+    stated = Hypothesis("it", "why not", "better", 0.1, also=(Expectation("scroe", "better", 0.1),))
+    factor = Factor("choice", "Choice", (Level("a", {"x": 1}), Level("b", {"x": 2}, stated)))
+    responses = tuple(Response(name, name, "accuracy", "higher") for name in ("primary", "score"))
+    with pytest.raises(DesignError, match=r"'scroe' is not a response of study planted.* Did you mean 'score'"):
+        replace(STUDY, factors=(factor,), responses=responses)
 
 
 def test_an_unknown_preset_is_named_with_what_is_allowed():

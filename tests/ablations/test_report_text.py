@@ -1,5 +1,6 @@
 """Claims of the report's words: every number can be recomputed from runs.csv, and every sentence says what it may."""
 
+import copy
 import math
 import re
 from dataclasses import replace
@@ -38,6 +39,12 @@ def story(request, records, tmp_path_factory):
         pd.read_csv(path, dtype=dict.fromkeys(("history", "depth", "dense"), str)),
         tell(evidence),
     )
+
+
+def gather_of(declaration, folder):
+    records = Records(folder)
+    synthetic.write_study(records, declaration, seeds=6)
+    return gather(records, declaration["name"], "quick")
 
 
 def value(text: str) -> float:
@@ -250,6 +257,27 @@ def test_each_hypothesis_is_told_as_it_was_declared(story):
             "The effect on model complexity was",
         ]
         assert [any(sentence.startswith(start) for sentence in card.effects) for start in starts] == [True] * 3
+
+
+def test_what_a_hypothesis_expects_of_other_responses_has_its_verdict_in_the_same_family(tmp_path):
+    declaration = copy.deepcopy(synthetic.VISION)
+    plain = gather_of(declaration, tmp_path / "plain")
+    gap = declaration["factors"][2]["levels"][2]["hypothesis"]
+    gap["also"] = [
+        {"response": "shift_consistency", "expects": "worse", "margin": 0.001},
+        {"response": "seconds_per_step", "expects": "equal", "margin": 0.02},
+    ]
+    evidence = gather_of(declaration, tmp_path / "also")
+    card = next(card for _, card in cards(declaration, tell(evidence)) if card.level == "gap")
+    assert "Of consistency under shifts: we expected a loss and found it. Supported." in card.conclusion
+    assert (
+        "Of time per training step: we expected no difference that matters and found one larger than 2 %. Contradicted."
+        in card.conclusion
+    )
+    planned = evidence.effects[evidence.effects["verdict"] != ""]
+    assert len(planned) == (plain.effects["verdict"] != "").sum() + 2
+    assert planned["p_holm"].min() == pytest.approx(planned["p"].min() * len(planned))
+    assert evidence.effects.loc[planned.index, "q"].isna().all()
 
 
 def test_one_factor_at_a_time_says_what_it_cannot_see_and_a_factorial_says_what_it_saw(records, tmp_path):

@@ -162,8 +162,8 @@ MUTANTS = [
     recurrent(
         "W x of n passes the reset gate",
         "cpu/recurrent.h",
-        "split[r0 + r][u] = acc[r][(GATES - 1) * U + u];\n              acc[r][(GATES - 1) * U + u] = zero_vector<T>();",
-        "split[r0 + r][u] = zero_vector<T>();",
+        "acc[r][(GATES - 1) * U + u];\n              acc[r][(GATES - 1) * U + u] = zero_vector<T>();",
+        "zero_vector<T>();",
     ),
     recurrent(
         "shared input read as own beside the state",
