@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from ablations.plan import Plan
 
 UNSUCCESSFUL, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes
+DATA_OPTIONS = {  # of studies that read data: `--data FILE` is `--set data=FILE`
+    "data": ("FILE", "a named data set, or a file or folder of your own"),
+    "date": ("COLUMN", "of a CSV file: the column that holds dates"),
+    "value": ("COLUMN", "of a CSV file: the column that holds counts or rates"),
+    "group": ("COLUMN", "of a CSV file: the column that names the region or age group of a row"),
+}
 STATES = ("done", "diverged", "failed", "running", "waiting")
 
 
@@ -234,7 +240,7 @@ def _time_steps(plans: Sequence[Plan], records: Records, console: Console) -> No
         finished = [
             run
             for run in records.configurations(plan.study.name, plan.study.version)
-            if run.preset == plan.preset and run.data_version == plan.study.task.data_version
+            if run.preset == plan.preset and run.data_version == plan.study.task.data_version(run.settings)
         ]
         if all(map(records.has_timing, finished)):
             continue
@@ -302,7 +308,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if rest:
         arguments.words += rest
     if "set" in arguments:
-        arguments.preset = " ".join([arguments.preset, *sorted(arguments.set)])
+        named = {name: getattr(arguments, name, None) for name in DATA_OPTIONS}
+        changes = [*arguments.set, *(f"{name}={value}" for name, value in named.items() if value is not None)]
+        arguments.preset = " ".join([arguments.preset, *map(shlex.quote, sorted(changes))])
     return arguments
 
 
@@ -359,8 +367,10 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="NAME=VALUE",
-            help="another value for a setting of the preset, such as data=cifar10; repeatable. Its runs are kept apart",
+            help="another value for a setting of the preset, such as epochs=20; repeatable. Its runs are kept apart",
         )
+        for name, (metavar, text) in DATA_OPTIONS.items():
+            command.add_argument(f"--{name}", metavar=metavar, help=text)
 
     def add_workers(command: argparse.ArgumentParser) -> None:
         workers = os.cpu_count() or 1
@@ -404,7 +414,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         "What a run would do, and how long.",
-        "plan vision --set data=fashion-mnist",
+        "plan vision --data fashion-mnist",
         "plan epidemic cell=lstm,gru --seeds 5",
         "plan epidemic cell=gru,lstm depth=1,2 --design factorial",
     )

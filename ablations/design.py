@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
@@ -138,12 +139,15 @@ class Task(Protocol):
     the other settings, so that runs can be paired.
     """
 
-    data_version: ClassVar[str]
     per_model: ClassVar[frozenset[str]]  # settings that change neither shapes nor the path of model and loss
     train_inputs: torch.Tensor  # (N, ...)
     train_targets: torch.Tensor  # (N, ...)
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None: ...
+
+    @staticmethod
+    def data_version(settings: Mapping[str, Any]) -> str:
+        """Another one whenever the data that the settings name change: a raised number, or a hash of their content."""
 
     @property
     def split(self) -> Sequence[np.ndarray | torch.Tensor]:
@@ -189,8 +193,11 @@ class Study:
         return find(name, {factor.name: factor for factor in self.factors}, f"factor of study {self.name}")
 
     def preset(self, name: str) -> Preset:
-        """The preset called so, or one with other settings: `quick data=cifar10 epochs=20`."""
-        base, *changes = name.split()
+        """The preset called so, or one with other settings: `quick data=cifar10 epochs=20`, quoted as in a shell."""
+        try:
+            base, *changes = shlex.split(name)
+        except ValueError as error:
+            raise DesignError(f"preset {name!r} cannot be read: {error}") from error
         preset = find(base, dict(self.presets), f"preset of study {self.name}")
         set_by_levels = {setting: f.name for f in self.factors for setting in f.baseline.settings}
         settings = dict(preset.settings)

@@ -136,7 +136,7 @@ def plan_failed(study: Study, records: Records, workers: int) -> list[Plan]:
     found: dict[str, dict[Condition, list[Configuration]]] = defaultdict(lambda: defaultdict(list))
     failed: tuple[Status, ...] = ("failed",)
     for run in records.configurations(study.name, study.version, failed):
-        if run.data_version == study.task.data_version:
+        if run.data_version == study.task.data_version(run.settings):
             condition = Condition(tuple((factor.name, run.levels[factor.name]) for factor in study.factors))
             found[run.preset][condition].append(run)
     plans = []
@@ -227,9 +227,9 @@ def _changed(study: Study, condition: Condition) -> list[tuple[str, str]]:
 
 def _runs(study: Study, preset: str, condition: Condition, seeds: int) -> tuple[Configuration, ...]:
     settings, levels = study.settings(preset, condition), dict(condition.levels)
+    data_version = study.task.data_version(settings)
     return tuple(
-        Configuration(study.name, study.version, study.task.data_version, preset, settings, levels, seed)
-        for seed in range(seeds)
+        Configuration(study.name, study.version, data_version, preset, settings, levels, seed) for seed in range(seeds)
     )
 
 

@@ -117,7 +117,6 @@ class EpidemicTask:
     Histories are noisy reports; what is forecast, in training as in tests, is the simulated share itself.
     """
 
-    data_version: ClassVar[str] = "1"
     per_model: ClassVar[frozenset[str]] = frozenset({"noise"})
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
@@ -137,6 +136,10 @@ class EpidemicTask:
         origins = self._training_origins(generator)
         self.train_inputs = self._inputs(self.train, origins)
         self.train_targets = self._targets(self.train, origins)
+
+    @staticmethod
+    def data_version(settings: Mapping[str, Any]) -> str:
+        return "1"
 
     def model(self) -> torch.nn.Module:
         chosen = {name: self.settings[name] for name in ("cell", "hidden_size", "depth", "dense", "horizon")}

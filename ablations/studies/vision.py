@@ -20,7 +20,6 @@ SHIFTS = np.arange(-6, 7)  # pixels to the right, of the figure of accuracy unde
 class VisionTask:
     """Which digit an image shows."""
 
-    data_version: ClassVar[str] = "2"
     per_model: ClassVar[frozenset[str]] = frozenset({"augmentation", "shift_pixels", "rotate_degrees"})
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
@@ -34,6 +33,10 @@ class VisionTask:
         self.augment = augmentation(
             settings["augmentation"], pixels=settings["shift_pixels"], degrees=settings["rotate_degrees"]
         )
+
+    @staticmethod
+    def data_version(settings: Mapping[str, Any]) -> str:
+        return "2"
 
     def model(self) -> torch.nn.Module:
         return ConvNet(self.settings["depth"], self.settings["head"])

@@ -17,7 +17,7 @@ import planted
 import pytest
 
 from ablations import studies
-from ablations.cli import main
+from ablations.cli import _parse, main
 from ablations.plan import plan_study
 from ablations.records import Records
 
@@ -262,3 +262,10 @@ def test_ctrl_c_exits_within_five_seconds_and_keeps_what_is_done(tmp_path):
     assert "To resume: ablate run planted trouble=slow --seeds 2 --workers 2" in errors
     assert "Traceback" not in errors
     assert records.table().status.tolist() == ["done", "done"]
+
+
+def test_naming_data_is_setting_it():
+    short = _parse(["plan", "vision", "--data", "a b.csv", "--value", "% ILI"])
+    long = _parse(["plan", "vision", "--set", "value=% ILI", "--set", "data=a b.csv"])
+    assert short.preset == long.preset == "quick 'data=a b.csv' 'value=% ILI'"
+    assert _parse(["report", "--preset", "smoke", "--data", "mnist"]).preset == "smoke data=mnist"

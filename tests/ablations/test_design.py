@@ -11,6 +11,7 @@ from ablations.design import (
     Factor,
     Hypothesis,
     Level,
+    Preset,
     Response,
     all_pairs,
     choose_levels,
@@ -43,6 +44,13 @@ def test_a_preset_is_taken_with_other_settings():
     preset = STUDY.preset("quick batch_size=7 learning_rate=0.5")
     assert dict(preset.settings) == DEFAULTS | {"batch_size": 7, "learning_rate": 0.5}
     assert preset.seeds == STUDY.preset("quick").seeds
+
+
+def test_a_setting_with_spaces_is_quoted():
+    spaced = replace(STUDY, presets={"quick": Preset(DEFAULTS | {"value": ""}, seeds=2)})
+    assert spaced.preset("quick 'value=% WEIGHTED ILI'").settings["value"] == "% WEIGHTED ILI"
+    with pytest.raises(DesignError, match="No closing quotation"):
+        spaced.preset("quick 'value=")
 
 
 @pytest.mark.parametrize(
