@@ -78,14 +78,66 @@ def test_draws_lie_in_the_stated_ranges_and_fill_them():
         assert high - 0.01 * (high - low) < values.max() <= high
 
 
-def test_reports_are_right_on_average_with_the_stated_spread():
-    share, population, noise = 0.02, 10_000, 0.2
-    reported = sird.observe(np.full(200_000, share), population, noise, np.random.default_rng(0))
-    variance = share / population + share**2 * np.expm1(noise**2)
-    assert reported.mean() == pytest.approx(share, abs=4 * np.sqrt(variance / 200_000))
+@pytest.mark.parametrize("simulate", [sird.binomial_chain, sird.gillespie])
+def test_stochastic_epidemics_move_whole_people_and_lose_none(simulate):
+    drawn, population = random_rates(3), 500
+    counts = population * np.stack(simulate(drawn, 60, population, np.random.default_rng(1)))
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
+    np.testing.assert_allclose(counts.sum(axis=0), population)
+    assert counts.min() >= 0
+    assert (np.diff(counts[[2, 3]], axis=-1) >= 0).all()
+
+
+def test_the_binomial_chain_of_a_large_population_is_its_expectation():
+    drawn = rates(initial=1e-3)
+    course = sird.binomial_chain(drawn, 120, 10**12, np.random.default_rng(0))
+    susceptible, infectious, expected = 1 - 1e-3, 1e-3, []
+    for _ in range(120):
+        expected.append(infectious)
+        infected = susceptible * (1 - np.exp(-0.25 * infectious))
+        susceptible, infectious = susceptible - infected, infectious + infected - infectious * (1 - np.exp(-0.1))
+    np.testing.assert_allclose(course.infectious[0], expected, rtol=1e-3)
+
+
+def test_gillespie_dies_out_as_often_as_the_branching_process():
+    """One case causes no large epidemic with probability 1 / R0."""
+    count, r0 = 600, 2.0
+    many = sird.Rates(*(np.full(count, value) for value in (r0 * 0.1, 0.1, 0.98, 0)))
+    course = sird.gillespie(many, 400, 300, np.random.default_rng(2))
+    attack_rate = 1 - course.susceptible[:, -1]
+    died_out = attack_rate < 0.2
+    assert died_out.mean() == pytest.approx(1 / r0, abs=4 * np.sqrt(0.25 / count))
+    assert attack_rate[~died_out].mean() == pytest.approx(0.7968, abs=0.03)
+
+
+def test_gillespie_refuses_a_population_with_too_many_events():
+    with pytest.raises(ValueError, match=r"population of 1,000,000 .* at most 20,000"):
+        sird.gillespie(rates(), 10, 1_000_000, np.random.default_rng(0))
+
+
+def test_a_range_of_r0_may_be_held_out():
+    drawn = sird.draw_rates(2000, np.random.default_rng(0), r0=(3, 4))
+    assert 3 <= (drawn.beta / drawn.mu).min() < 3.01
+    assert 3.99 < (drawn.beta / drawn.mu).max() <= 4
+
+
+@pytest.mark.parametrize("noise", [0, 0.2])
+def test_reports_are_right_on_average_with_the_variance_of_the_negative_binomial(noise):
+    share, population, count = 0.02, 10_000, 200_000
+    reported = population * sird.observe(np.full((1, count), share), population, noise, np.random.default_rng(0))
+    mean = share * population
+    variance = mean + (noise * mean) ** 2
+    assert reported.mean() == pytest.approx(mean, abs=4 * np.sqrt(variance / count))
     assert reported.var() == pytest.approx(variance, rel=0.02)
-    np.testing.assert_allclose(reported * population, np.round(reported * population), atol=1e-9)
+    np.testing.assert_allclose(reported, np.round(reported), atol=1e-9)
 
 
 def test_reports_of_no_infection_are_zero():
-    assert not sird.observe(np.zeros(100), 1000, 0.3, np.random.default_rng(0)).any()
+    assert not sird.observe(np.zeros((2, 50)), 1000, 0.3, np.random.default_rng(0)).any()
+
+
+def test_a_weekday_effect_moves_reports_within_the_week():
+    reported = sird.observe(np.full((4000, 7), 0.02), 10**7, 0, np.random.default_rng(0), weekday=0.3)
+    np.testing.assert_allclose(reported.mean(axis=1), 0.02, rtol=0.01)
+    np.testing.assert_allclose(reported.mean(axis=0), 0.02, rtol=0.03)  # the first day of the week is random
+    np.testing.assert_allclose(np.sort(reported[0]) / 0.02, [0.7, 0.7, 1, 1, 1, 1.3, 1.3], rtol=0.02)
