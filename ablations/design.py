@@ -72,13 +72,23 @@ class Factor:
         return self.levels[0]
 
     def level(self, name: str) -> Level:
-        """The level of that name; where every level sets one and the same setting to a number, any other number too."""
+        """The level of that name; where every level sets one and the same setting to a number, any other number too,
+        and where levels are named as what they set, a word and a number, any other number behind the word."""
         declared = {level.name: level for level in self.levels}
+        if name not in declared and (like := self._strength(name)) is not None:
+            return Level(name, dict.fromkeys(like.settings, name))
         if name not in declared and (number := self._as_number(name)) is not None:
             ((setting, _),) = self.baseline.settings.items()
             same = [level for level in self.levels if level.settings[setting] == number]
             return same[0] if same else Level(str(number), {setting: number})
         return find(name, declared, f"level of {self.name}")
+
+    def _strength(self, name: str) -> Level | None:
+        """A level that differs from `name` in the number behind its word only: `shift-3` for `shift-5`."""
+        word, dash, number = name.partition("-")
+        alike = [level for level in self.levels if level.name.partition("-")[0] == word and dash]
+        named = [level for level in alike if list(level.settings.values()) == [level.name]]
+        return named[0] if named and number.replace(".", "", 1).isdigit() else None
 
     def _as_number(self, name: str) -> int | float | None:
         """The number that `name` stands for, of the kind that all levels set; None if they set anything else."""

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 ENSEMBLE_LIMIT = 32  # runs trained together at most, even where memory allows more: a crash costs no more than these
 MEASURED_TOGETHER = 8  # runs at most: enough to cost about as much each as in a full ensemble
 MEMORY_SHARE = 0.8  # of the memory that is free, for all workers together
-PER_MODEL = frozenset(
-    {"learning_rate", "rate_scale", "clip"}
-)  # settings that training keeps apart for each model, whatever the task
+# Settings that training keeps apart for each model, whatever the task.
+PER_MODEL = frozenset({"learning_rate", "rate_scale", "clip"})
 
 Design = Literal["one-factor", "factorial", "pairs", "list"]
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from kornia.geometry.transform import hflip, rotate, translate
+from kornia.geometry.transform import hflip, rotate, scale, translate
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # images (B, C, H, W) in and out
 
 
-def augmentation(kind: str, *, pixels: int, degrees: float) -> Augmentation:
-    """The augmentation called `kind`; `pixels` limits "shift" and `degrees` limits "rotate"."""
-    kinds: dict[str, Augmentation] = {
-        "none": lambda images, generator: images,
-        "shift": lambda images, generator: random_shift(images, generator, pixels),
-        "rotate": lambda images, generator: random_rotation(images, generator, degrees),
-        "flip": random_flip,
-    }
-    if kind not in kinds:
-        raise ValueError(f"augmentation {kind!r} is unknown; allowed are {', '.join(kinds)}")
-    return kinds[kind]
+def augmentation(name: str) -> Augmentation:
+    """The augmentation called so: "none", a kind with its strength such as "shift-3", or several joined by "+".
+
+    Kinds are `KINDS`: shift (by up to so many pixels), rotate (up to so many degrees), scale (by up to that share),
+    flip (with that probability), erase (a square of that side) and noise (of that deviation). Raises `ValueError` for
+    any other.
+    """
+    if name == "none":
+        return lambda images, generator: images
+    steps = [_step(part) for part in name.split("+")]
+
+    def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        for kind, strength in steps:
+            images = kind(images, generator, strength)
+        return images
+
+    return augment
 
 
 def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -28,9 +34,10 @@ def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return translate(images, offsets.to(images), mode="nearest", padding_mode="zeros")
 
 
-def random_shift(images: torch.Tensor, generator: torch.Generator, pixels: int) -> torch.Tensor:
-    """Each image moved by up to `pixels` in both directions."""
-    return shift(images, torch.randint(-pixels, pixels + 1, (len(images), 2), generator=generator))
+def random_shift(images: torch.Tensor, generator: torch.Generator, pixels: float) -> torch.Tensor:
+    """Each image moved by up to `pixels`, a whole number, in both directions."""
+    side = int(pixels)
+    return shift(images, torch.randint(-side, side + 1, (len(images), 2), generator=generator))
 
 
 def random_rotation(images: torch.Tensor, generator: torch.Generator, degrees: float) -> torch.Tensor:
@@ -39,7 +46,50 @@ def random_rotation(images: torch.Tensor, generator: torch.Generator, degrees: f
     return rotate(images, angles.to(images))
 
 
-def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image mirrored left to right with probability one half."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+def random_scale(images: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    """Each image made larger or smaller about its centre by up to `share`, zeros coming in at the edges."""
+    factors = 1 + (2 * torch.rand(len(images), 1, generator=generator) - 1) * share
+    return scale(images, factors.expand(-1, 2).to(images))
+
+
+def random_flip(images: torch.Tensor, generator: torch.Generator, probability: float) -> torch.Tensor:
+    """Each image mirrored left to right with that probability."""
+    mirrored = torch.rand(len(images), generator=generator) < probability
     return torch.where(mirrored[:, None, None, None], hflip(images), images)
+
+
+def random_erasure(images: torch.Tensor, generator: torch.Generator, pixels: float) -> torch.Tensor:
+    """A square of that side set to zero in each image, where it lies wholly inside (DeVries & Taylor 2017)."""
+    side, hidden = int(pixels), []
+    for size in images.shape[-2:]:
+        first = torch.randint(size - side + 1, (len(images), 1), generator=generator)
+        places = torch.arange(size)
+        hidden.append((places >= first) & (places < first + side))
+    rows, columns = hidden
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def random_noise(images: torch.Tensor, generator: torch.Generator, deviation: float) -> torch.Tensor:
+    """Gaussian noise added to each pixel by itself."""
+    return images + deviation * torch.randn(images.shape, generator=generator)
+
+
+KINDS: Mapping[str, Callable[[torch.Tensor, torch.Generator, float], torch.Tensor]] = {
+    "shift": random_shift,
+    "rotate": random_rotation,
+    "scale": random_scale,
+    "flip": random_flip,
+    "erase": random_erasure,
+    "noise": random_noise,
+}
+
+
+def _step(part: str) -> tuple[Callable[[torch.Tensor, torch.Generator, float], torch.Tensor], float]:
+    kind, _, strength = part.partition("-")
+    try:
+        return KINDS[kind], float(strength)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"augmentation {part!r} is unknown; allowed are none and, with a number behind, {'-, '.join(KINDS)}-, such "
+            "as shift-3, joined by +"
+        ) from None

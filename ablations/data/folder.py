@@ -55,6 +55,15 @@ def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray
     }
 
 
+def folder_version(folder: Path) -> str:
+    """A hash of the names and contents of all files that `read_folder` reads."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _classes(folder: Path, part: str) -> list[str]:
     root = folder / part if (folder / part).is_dir() else folder
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

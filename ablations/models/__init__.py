@@ -1,7 +1,7 @@
 """The networks that studies train, made of this project's own layers."""
 
-from ablations.models.convolutional import HEADS, ConvNet
+from ablations.models.convolutional import ConvNet, Style
 from ablations.models.dropout import Dropout
 from ablations.models.recurrent import CELLS, Forecaster
 
-__all__ = ["CELLS", "HEADS", "ConvNet", "Dropout", "Forecaster"]
+__all__ = ["CELLS", "ConvNet", "Dropout", "Forecaster", "Style"]

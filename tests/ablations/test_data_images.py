@@ -17,7 +17,7 @@ from PIL import Image
 
 from ablations.data import images
 from ablations.data.build_mnist import MD5, write_archive
-from ablations.data.folder import read_folder
+from ablations.data.folder import folder_version, read_folder
 from ablations.design import DataError
 
 
@@ -233,6 +233,15 @@ def test_parts_of_its_own_are_kept(folder):
         (folder / name).rename(folder / "train" / name)
     assert read_folder(folder)["test"][0][:, 0, 0, 0].tolist() == [3, 13]
     assert len(read_folder(folder)["train"][1]) == 18
+
+
+def test_a_changed_image_is_another_version_of_the_data(folder):
+    before = folder_version(folder)
+    assert folder_version(folder) == before
+    (folder / ".hidden").write_text("not looked at")
+    assert folder_version(folder) == before
+    Image.new("L", (6, 5), 77).save(folder / "cats" / "0.png")
+    assert folder_version(folder) != before
 
 
 def test_one_image_in_colour_makes_all_three_channels(folder):

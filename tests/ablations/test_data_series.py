@@ -15,7 +15,9 @@ SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "epidemics"
 def weekly(years=6, start="2010-10-04"):
     """Dates and values of a series that peaks each January."""
     dates = pd.date_range(start, periods=52 * years, freq="7D")
-    return pd.DataFrame({"day": dates.strftime("%Y-%m-%d"), "cases": 50 + np.rint(40 * np.cos(dates.day_of_year / 58.1))})
+    return pd.DataFrame(
+        {"day": dates.strftime("%Y-%m-%d"), "cases": 50 + np.rint(40 * np.cos(dates.day_of_year / 58.1))}
+    )
 
 
 def written(folder, table, name="cases.csv", **options):

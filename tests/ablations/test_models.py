@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state
 
-from ablations.models import CELLS, HEADS, ConvNet, Dropout, Forecaster
+from ablations.models import CELLS, Dropout, Forecaster
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
@@ -32,43 +32,16 @@ def test_forecaster_parameters_follow_the_formula(cell, depth, dense):
     assert count(Forecaster(cell, hidden, depth, dense, horizon)) == recurrent + head
 
 
-@pytest.mark.parametrize(
-    ("depth", "head", "expected"),
-    [
-        (2, "dense", 80 + 1168 + (784 * 128 + 128) + (128 * 10 + 10)),
-        (2, "small", 80 + 1168 + (784 * 10 + 10)),
-        (2, "gap", 80 + 1168 + (16 * 10 + 10)),
-        (1, "dense", 80 + (8 * 14 * 14 * 128 + 128) + (128 * 10 + 10)),
-        (3, "dense", 80 + 1168 + 4640 + (32 * 3 * 3 * 128 + 128) + (128 * 10 + 10)),
-    ],
-)
-def test_convnet_parameters_follow_the_formula(depth, head, expected):
-    assert count(ConvNet(depth, head)) == expected
-
-
 def test_forecaster_gives_every_day_of_the_horizon():
     assert Forecaster("gru", 6, 1, 1, 28)(torch.randn(3, 14, 1)).shape == (3, 28)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_convnet_gives_a_logit_per_class(head):
-    assert ConvNet(2, head)(torch.randn(3, 1, 28, 28)).shape == (3, 10)
-
-
-def test_global_average_pooling_forgets_where_a_stroke_was():
-    images = torch.zeros(2, 1, 28, 28)
-    images[0, 0, 8:12, 8:12] = images[1, 0, 12:16, 16:20] = 1
-    logits = ConvNet(2, "gap")(images)
-    torch.testing.assert_close(logits[0], logits[1])
 
 
 @pytest.mark.parametrize(
     ("make", "inputs"),
     [
         *[(lambda cell=cell: Forecaster(cell, 4, 2, 1, 3), torch.randn(5, 7, 1)) for cell in GATES],
-        *[(lambda head=head: ConvNet(2, head), torch.randn(5, 1, 28, 28)) for head in HEADS],
     ],
-    ids=[*GATES, *HEADS],
+    ids=[*GATES],
 )
 def test_stacked_models_compute_and_learn_what_each_does_alone(make, inputs):
     models = [make() for _ in range(3)]
@@ -111,7 +84,6 @@ def test_dropout_in_an_ensemble_is_each_models_own():
     [
         (lambda: Forecaster("elman", 4, 1, 0, 7), "cell 'elman' is unknown; allowed are gru, lstm, rnn"),
         (lambda: Dropout(1.0), "at least 0 and below 1, got 1.0"),
-        (lambda: ConvNet(2, "mlp"), "head 'mlp' is unknown; allowed are dense, small, gap"),
     ],
 )
 def test_an_unknown_part_lists_those_allowed(make, message):

@@ -30,7 +30,7 @@ def test_hypotheses_complete_the_sentence_that_reports_make_of_them(study):
 def test_levels_of_a_factor_set_the_same_settings_to_different_values(study):
     for factor in study.factors:
         assert len({frozenset(level.settings) for level in factor.levels}) == 1
-        assert len({tuple(level.settings.values()) for level in factor.levels}) == len(factor.levels)
+        assert len({str(list(level.settings.values())) for level in factor.levels}) == len(factor.levels)
 
 
 def test_no_two_factors_set_the_same_thing(study):
@@ -38,8 +38,8 @@ def test_no_two_factors_set_the_same_thing(study):
     assert len(names) == len(set(names))
 
 
-def test_presets_are_the_three_sizes_and_only_name_existing_levels(study):
-    assert set(study.presets) == {"smoke", "quick", "full"}
+def test_presets_have_the_three_sizes_and_only_name_existing_levels(study):
+    assert {"smoke", "quick", "full"} <= set(study.presets)
     for preset in study.presets.values():
         for factor, levels in preset.levels.items():
             assert [study.factor(factor).level(level).name for level in levels] == list(levels)
