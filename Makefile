@@ -21,7 +21,7 @@ endif
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
 SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
 
-.PHONY: report test test-all sanitize faults benchmark lint build check-environment clean
+.PHONY: report test test-all sanitize faults benchmark record lint build check-environment clean
 
 report: build
 	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
@@ -47,6 +47,10 @@ faults: build
 
 benchmark: build
 	$(PY) -m pytest --benchmark
+
+# The main table on all threads and on one, published under bench/results and in the README: about 10 minutes.
+record: build
+	$(PY) -m bench record
 
 lint: $(INSTALLED)
 	$(PY) -m pip install -q -c constraints.txt ruff mypy clang-format pandas-stubs

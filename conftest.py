@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,31 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _at_least_two(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 2; one has no interval")
+    return int(text)
+
+
+def _case(text: str) -> str:
+    from bench.cases import parse
+
+    try:
+        parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _peers(text: str) -> str:
+    from bench.peers import PEERS
+
+    unknown = [name for name in text.split(",") if name not in ("", "all", *PEERS)]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)!r} is unknown; allowed: all, {', '.join(PEERS)}")
+    return text
 
 
 def _positive_seconds(text: str) -> float:
@@ -39,7 +65,47 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_positive_seconds,
         default=1.5,
         metavar="SECONDS",
-        help="With --benchmark: time spent measuring each case. Default: %(default)s.",
+        help="With --benchmark: time spent measuring each case, over all processes. Default: %(default)s.",
+    )
+    group.addoption(
+        "--benchmark-processes",
+        type=_at_least_two,
+        default=5,
+        metavar="N",
+        help="With --benchmark: fresh processes that measure each case; intervals are clustered by them. Default: 5.",
+    )
+    group.addoption(
+        "--benchmark-full",
+        action="store_true",
+        help="With --benchmark: all cases and not just the main table's: studies, DeepBench, ensembles of 1 to 256.",
+    )
+    group.addoption(
+        "--benchmark-case",
+        type=_case,
+        action="append",
+        default=[],
+        metavar="CASE",
+        help="With --benchmark: only this case, declared or not, as recurrent-GRU-train-T30-B32-I3-H32. Repeatable.",
+    )
+    group.addoption(
+        "--benchmark-peers",
+        type=_peers,
+        default="",
+        metavar="NAMES",
+        help="With --benchmark: others to race beside torch.nn, separated by commas, or `all`; see bench/README.md.",
+    )
+    group.addoption(
+        "--benchmark-device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="With --benchmark: where everyone computes. Default: %(default)s.",
+    )
+    group.addoption("--benchmark-tf32", action="store_true", help="With --benchmark: let everyone use TF32 on CUDA.")
+    group.addoption(
+        "--benchmark-csv",
+        type=Path,
+        metavar="PATH",
+        help="With --benchmark: write every block of every process, competitor and part there.",
     )
 
 

@@ -1,11 +1,11 @@
-"""What is benchmarked, declared as data: a line in RECURRENT, ENSEMBLES or CONVOLUTIONS is a case."""
+"""The kinds of cases: a recurrent network, an ensemble of them, a convolution block; what each computes and moves."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -14,13 +14,18 @@ from torch.nn import functional as F
 import recurve
 from bench.protocol import NATIVE, OURS, Competitor, Problem, Sample
 
-Cell = Literal["LSTM", "GRU"]
+Cell = Literal["LSTM", "GRU", "RNN"]
 Mode = Literal["train", "infer"]
+CELLS: tuple[Cell, ...] = get_args(Cell)
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 SAMPLES = 4
-GATES = {"LSTM": 4, "GRU": 3}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+BYTES = 4  # of a float32
 DATA_CHANNELS = 3  # an input this narrow is taken for data, which needs no gradient
 UNDECIDED = 1e-4  # a lead within a pooling window that rounding in float32 may turn
+WINOGRAD = 4  # the 3x3 convolution with fewest multiplications in use, F(4x4, 3x3), does a quarter of the direct one's
+WINDOW = 4  # pixels of a pooling window, of which one has a gradient
 
 
 class Case(Protocol):
@@ -36,10 +41,23 @@ class Case(Protocol):
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the step's matrix products or convolutions."""
+        """Multiplications and additions of the step's matrix products or convolutions, computed directly."""
 
-    def problem(self) -> Problem:
-        """Inputs, competitors and reference; the same at every call."""
+    @property
+    def least_flops(self) -> int:
+        """The same by the most frugal algorithm in use: no right answer comes with less."""
+
+    @property
+    def bytes(self) -> int:
+        """Inputs, weights, outputs and gradients, each moved once."""
+
+    def problem(self, seed: int = 0, device: str = "cpu") -> Problem:
+        """Inputs, competitors and reference; the same at every call with the same seed."""
+
+
+def name_of(case: Case) -> str:
+    """`recurrent-LSTM-train-T30-B32-I3-H32`."""
+    return f"{case.group}-{case.shape}"
 
 
 @dataclass(frozen=True)
@@ -68,24 +86,54 @@ class Recurrent:
 
     @property
     def flops(self) -> int:
-        directions = 1 + self.bidirectional
-        per_column = 2 * self.steps * self.batch * GATES[self.cell] * self.hidden_size * directions
-        inner = directions * self.hidden_size * (self.layers - 1)
-        forward = per_column * (self.input_size + inner + self.hidden_size * self.layers)
-        no_gradient = 0 if _input_gradient(self.input_size) else per_column * self.input_size
-        return forward if self.mode == "infer" else 3 * forward - no_gradient
+        return self._flops(self.steps)
 
-    def problem(self) -> Problem:
-        torch.manual_seed(0)
+    @property
+    def least_flops(self) -> int:
+        return self._flops(self.steps - 1)  # nothing is to be multiplied with the zeros at the start
+
+    @property
+    def bytes(self) -> int:
+        inputs, outputs = self._rows * self.input_size, self._rows * self._directions * self.hidden_size
+        weights = GATES[self.cell] * self.hidden_size * sum(i + self.hidden_size + 2 for i in self._input_sizes)
+        if self.mode == "infer":
+            return BYTES * (inputs + weights + outputs)
+        return BYTES * (inputs * (1 + input_gradient(self.input_size)) + 2 * weights + 2 * outputs)
+
+    def problem(self, seed: int = 0, device: str = "cpu") -> Problem:
+        torch.manual_seed(seed)
         arguments = (self.input_size, self.hidden_size, self.layers)
         native = getattr(torch.nn, self.cell)(*arguments, bidirectional=self.bidirectional)
         ours = getattr(recurve.nn, self.cell)(*arguments, bidirectional=self.bidirectional)
-        width = self.hidden_size * (1 + self.bidirectional)
+        width = self.hidden_size * self._directions
         samples = [
             (torch.randn(self.steps, self.batch, self.input_size), torch.randn(self.steps, self.batch, width))
             for _ in range(SAMPLES)
         ]
-        return _modules_problem(samples, ours, native, self.mode, _input_gradient(self.input_size))
+        return _modules_problem(samples, ours, native, self.mode, input_gradient(self.input_size), device)
+
+    def _flops(self, hidden_steps: int) -> int:
+        per_step = 2 * self.batch * GATES[self.cell] * self.hidden_size
+        inputs = [per_step * self.steps * width for width in self._input_sizes]
+        hidden = per_step * hidden_steps * self.hidden_size * len(inputs)
+        if self.mode == "infer":
+            return sum(inputs) + hidden
+        no_gradient = 0 if input_gradient(self.input_size) else sum(inputs[: self._directions])
+        return 3 * (sum(inputs) + hidden) - no_gradient
+
+    @property
+    def _directions(self) -> int:
+        return 1 + self.bidirectional
+
+    @property
+    def _rows(self) -> int:
+        return self.steps * self.batch
+
+    @property
+    def _input_sizes(self) -> list[int]:
+        """Of every direction of every layer."""
+        inner = [self._directions * self.hidden_size] * (self.layers - 1)
+        return [width for width in [self.input_size, *inner] for _ in range(self._directions)]
 
 
 @dataclass(frozen=True)
@@ -106,29 +154,36 @@ class Ensemble:
 
     @property
     def shape(self) -> str:
-        return f"E{self.models}-{self._member.shape}"
+        return f"E{self.models}-{self.member.shape}"
 
     @property
     def flops(self) -> int:
-        return self.models * self._member.flops
+        return self.models * self.member.flops
 
     @property
-    def _member(self) -> Recurrent:
+    def least_flops(self) -> int:
+        return self.models * self.member.least_flops
+
+    @property
+    def bytes(self) -> int:
+        return self.models * self.member.bytes
+
+    @property
+    def member(self) -> Recurrent:
         return Recurrent(self.cell, self.mode, self.steps, self.batch, self.input_size, self.hidden_size)
 
-    def problem(self) -> Problem:
-        torch.manual_seed(0)
+    def problem(self, seed: int = 0, device: str = "cpu") -> Problem:
+        torch.manual_seed(seed)
         natives = [getattr(torch.nn, self.cell)(self.input_size, self.hidden_size) for _ in range(self.models)]
         sequences = (self.models, self.steps, self.batch)
         samples = [
             (torch.randn(*sequences, self.input_size), torch.randn(*sequences, self.hidden_size))
             for _ in range(SAMPLES)
         ]
-        return Problem(
-            samples,
-            {OURS: self._one_call(natives), NATIVE: self._loop(natives)},
-            self._loop([copy.deepcopy(native).double() for native in natives]),
-        )
+        reference = self._loop([copy.deepcopy(native).double().to(device) for native in natives])
+        natives = [native.to(device) for native in natives]
+        competitors = {OURS: self._one_call(natives), NATIVE: self._loop(natives)}
+        return Problem(_moved(samples, device), competitors, reference, natives)
 
     def _one_call(self, natives: Sequence[torch.nn.Module]) -> Competitor:
         every = zip(*(native.parameters() for native in natives), strict=True)
@@ -140,19 +195,21 @@ class Ensemble:
             zeros = x.new_zeros(self.models, self.batch, self.hidden_size)
             return op(x, *(zeros,) * states, *weights)[0]
 
-        return Competitor(_step(forward, weights, self.mode, _input_gradient(self.input_size)))
+        return competitor_of(forward, weights, self.mode, input_gradient(self.input_size))
 
     def _loop(self, natives: Sequence[torch.nn.Module]) -> Competitor:
+        """Each model's whole step after the other's: nobody keeps the graphs of all of them."""
+
         def step(native: torch.nn.Module) -> Callable[[Sample], list[Tensor]]:
             weights = list(native.parameters())
-            return _step(lambda x: native(x)[0], weights, self.mode, _input_gradient(self.input_size))
+            one = competitor_of(lambda x: native(x)[0], weights, self.mode, input_gradient(self.input_size))
+            return lambda sample: one.run(sample)[0]
 
         steps = [step(native) for native in natives]
-
-        def run(sample: Sample) -> list[list[Tensor]]:
-            return [step(own) for step, *own in zip(steps, *sample, strict=True)]
-
-        return Competitor(run, lambda answers: [torch.stack(same) for same in zip(*answers, strict=True)])
+        return Competitor(
+            lambda sample: [step(own) for step, *own in zip(steps, *sample, strict=True)],
+            answer=lambda answers: [torch.stack(same) for same in zip(*answers, strict=True)],
+        )
 
 
 @dataclass(frozen=True)
@@ -181,19 +238,44 @@ class Convolution:
 
     @property
     def flops(self) -> int:
-        taps = self.kernel**2 * (1 if self.depthwise else self.in_channels)
-        forward = 2 * self.batch * self.out_channels * self.size**2 * taps
-        return forward * (1 if self.mode == "infer" else 3 if _input_gradient(self.in_channels) else 2)
+        return self._forward * (1 + self._gradients)
 
-    def problem(self) -> Problem:
-        torch.manual_seed(0)
+    @property
+    def least_flops(self) -> int:
+        forward = self._forward // (WINOGRAD if self.kernel == 3 else 1)
+        return forward + self._forward * self._gradients // WINDOW
+
+    @property
+    def bytes(self) -> int:
+        inputs = self.batch * self.in_channels * self.size**2
+        outputs = self.batch * self.out_channels * (self.size // 2) ** 2
+        weights = self.out_channels * (self._taps + 1)
+        if self.mode == "infer":
+            return BYTES * (inputs + weights + outputs)
+        return BYTES * (inputs * self._gradients + 2 * weights + 2 * outputs)
+
+    def problem(self, seed: int = 0, device: str = "cpu") -> Problem:
+        torch.manual_seed(seed)
         groups = self.in_channels if self.depthwise else 1
         arguments = (self.in_channels, self.out_channels, self.kernel)
         ours = recurve.nn.ConvBlock(*arguments, padding=self.kernel // 2, groups=groups)
         native = _NativeBlock(*arguments, padding=self.kernel // 2, groups=groups)
         images = [torch.randn(self.batch, self.in_channels, self.size, self.size) for _ in range(SAMPLES)]
         samples = [(x, _cotangent(torch.nn.Conv2d.forward(native, x))) for x in images]
-        return _modules_problem(samples, ours, native, self.mode, _input_gradient(self.in_channels))
+        return _modules_problem(samples, ours, native, self.mode, input_gradient(self.in_channels), device)
+
+    @property
+    def _taps(self) -> int:
+        return self.kernel**2 * (1 if self.depthwise else self.in_channels)
+
+    @property
+    def _forward(self) -> int:
+        return 2 * self.batch * self.out_channels * self.size**2 * self._taps
+
+    @property
+    def _gradients(self) -> int:
+        """How many of weight and input get one."""
+        return 0 if self.mode == "infer" else 1 + input_gradient(self.in_channels)
 
 
 class _NativeBlock(torch.nn.Conv2d):
@@ -212,86 +294,106 @@ def _cotangent(convolved: Tensor) -> Tensor:
     return torch.randn_like(first) * decided
 
 
-def _input_gradient(width: int) -> bool:
+def input_gradient(width: int) -> bool:
     return width > DATA_CHANNELS
 
 
 def _modules_problem(
-    samples: Sequence[Sample], ours: torch.nn.Module, native: torch.nn.Module, mode: Mode, input_gradient: bool
+    samples: Sequence[Sample],
+    ours: torch.nn.Module,
+    native: torch.nn.Module,
+    mode: Mode,
+    input_gradient: bool,
+    device: str,
 ) -> Problem:
     ours.load_state_dict(native.state_dict())
 
     def competitor(module: torch.nn.Module) -> Competitor:
-        module.train(mode == "train")
-        return Competitor(_step(module, list(module.parameters()), mode, input_gradient))
+        module.to(device).train(mode == "train")
+        return competitor_of(module, list(module.parameters()), mode, input_gradient)
 
-    reference = copy.deepcopy(native).double()
-    return Problem(samples, {OURS: competitor(ours), NATIVE: competitor(native)}, competitor(reference))
+    reference = competitor(copy.deepcopy(native).double())
+    return Problem(_moved(samples, device), {OURS: competitor(ours), NATIVE: competitor(native)}, reference, [native])
 
 
-def _step(
+def _moved(samples: Sequence[Sample], device: str) -> list[Sample]:
+    return [tuple(t.to(device) for t in sample) for sample in samples]
+
+
+def competitor_of(
     forward: Callable[[Tensor], Any], parameters: Sequence[Tensor], mode: Mode, input_gradient: bool
-) -> Callable[[Sample], list[Tensor]]:
-    """One step on (input, gradient of the first output): all outputs and, in training, all gradients asked for."""
+) -> Competitor:
+    """A step on (input, gradient of the first output): all outputs and, in training, all gradients asked for."""
 
     def infer(sample: Sample) -> list[Tensor]:
         with torch.no_grad():
             return _flat(forward(sample[0]))
 
-    def train(sample: Sample) -> list[Tensor]:
-        x, cotangent = sample
-        x = x.detach().requires_grad_(input_gradient)
-        outputs = _flat(forward(x))
-        wanted = [*parameters, x] if input_gradient else parameters
-        return [*outputs, *torch.autograd.grad(outputs[0], wanted, cotangent)]
+    def train(sample: Sample) -> tuple[Tensor, list[Tensor]]:
+        x = sample[0].detach().requires_grad_(input_gradient)
+        return x, _flat(forward(x))
 
-    return train if mode == "train" else infer
+    def backward(sample: Sample, result: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+        x, outputs = result
+        wanted = [*parameters, x] if input_gradient else parameters
+        return [*outputs, *torch.autograd.grad(outputs[0], wanted, sample[1])]
+
+    return Competitor(train, backward) if mode == "train" else Competitor(infer)
 
 
 def _flat(outputs: Any) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else [leaf for part in outputs for leaf in _flat(part)]
 
 
-CELLS: tuple[Cell, ...] = ("LSTM", "GRU")
-MODES: tuple[Mode, ...] = ("train", "infer")
+def parse(name: str) -> Case:
+    """The case of that name: `recurrent-GRU-train-T30-B32-I3-H32`, also with `-L2` and `-bidirectional`;
+    `ensemble-LSTM-infer-E32-T30-B32-I3-H32`; `conv-train-B64-C3-O32-S32-K3`, also with `-depthwise`.
 
-RECURRENT = [
-    Recurrent(cell, mode, *case)
-    for cell in CELLS
-    for mode in MODES
-    for case in (  # steps, batch, input_size, hidden_size, layers, bidirectional
-        (30, 32, 3, 32),
-        (60, 64, 3, 64),
-        (14, 256, 1, 64),
-        (28, 64, 28, 128),
-        (100, 1, 64, 128),
-        (50, 32, 128, 256),
-        (150, 16, 256, 256),
-        (25, 64, 512, 512),
-        (25, 32, 1024, 1024),
-        (60, 64, 3, 64, 2),
-        (28, 64, 28, 128, 1, True),
-    )
-]
+    Raises:
+        ValueError: there is no such kind of case, or a part is missing, unknown or no whole number above 0.
+    """
+    kind, *words = name.split("-")
+    if kind not in SYNTAX:
+        raise ValueError(f"case {name!r} is of no known kind; allowed: {', '.join(SYNTAX)}")
+    make, cells, sizes, options = SYNTAX[kind]
+    cell = [_word(name, words, CELLS)] if cells else []
+    mode = _word(name, words, MODES)
+    required = [_size(name, words, letter) for letter in sizes]
+    optional: dict[str, Any] = {}
+    for word in words:
+        if word in options:
+            optional[word] = True
+        elif word[:1] == "L" and "L" in options:
+            optional["layers"] = _size(name, [word], "L")
+        else:
+            raise ValueError(f"case {name!r}: {word!r} is not understood; allowed: {_syntax(kind)}")
+    return make(*cell, mode, *required, **optional)
 
-ENSEMBLES = [Ensemble(cell, "train", 32, 30, 32, 3, 32) for cell in CELLS]
 
-CONVOLUTIONS = [
-    Convolution(mode, *case)
-    for mode in MODES
-    for case in (  # batch, in_channels, out_channels, size, kernel, depthwise
-        (64, 1, 16, 28, 3),
-        (64, 16, 32, 14, 3),
-        (64, 32, 64, 7, 3),
-        (64, 3, 32, 32, 3),
-        (64, 32, 64, 32, 3),
-        (64, 64, 64, 16, 3),
-        (64, 1, 6, 28, 5),
-        (16, 64, 64, 56, 3),
-        (64, 64, 128, 16, 1),
-        (64, 64, 64, 16, 3, True),
-        (64, 64, 64, 16, 7, True),
-        (1, 3, 32, 32, 3),
-        (1, 64, 64, 16, 3),
-    )
-]
+SYNTAX: dict[str, tuple[Callable[..., Case], bool, str, tuple[str, ...]]] = {
+    "recurrent": (cast(Callable[..., Case], Recurrent), True, "TBIH", ("L", "bidirectional")),
+    "ensemble": (cast(Callable[..., Case], Ensemble), True, "ETBIH", ()),
+    "conv": (cast(Callable[..., Case], Convolution), False, "BCOSK", ("depthwise",)),
+}
+
+
+def _syntax(kind: str) -> str:
+    """`conv-MODE-B1-C1-O1-S1-K1[-depthwise]`."""
+    _, cells, sizes, options = SYNTAX[kind]
+    optional = "".join(f"[-{'L2' if option == 'L' else option}]" for option in options)
+    return "-".join([kind, *(["CELL"] if cells else []), "MODE", *(f"{letter}1" for letter in sizes)]) + optional
+
+
+def _word(name: str, words: list[str], allowed: Sequence[str]) -> str:
+    word = words.pop(0) if words else ""
+    if word not in allowed:
+        raise ValueError(f"case {name!r}: {word!r} stands where one of {', '.join(allowed)} belongs")
+    return word
+
+
+def _size(name: str, words: list[str], letter: str) -> int:
+    word = words.pop(0) if words else ""
+    if word[:1] != letter or not word[1:].isdecimal() or int(word[1:]) < 1:
+        kind = name.split("-")[0]
+        raise ValueError(f"case {name!r}: {word!r} is no size {letter} above 0; it reads {_syntax(kind)}")
+    return int(word[1:])

@@ -1,21 +1,24 @@
-"""Runs a case by the paired protocol, hands the times to pytest-benchmark, and prints the table at the end."""
+"""Has cases measured in fresh processes, hands the times to pytest-benchmark, and prints the table at the end."""
 
 from __future__ import annotations
 
+import datetime
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-import recurve
-from bench import protocol, table
-from bench.cases import Case
+from bench import machine, peers, table
+from bench.cases import Case, name_of
+from bench.protocol import OURS
+from bench.results import Results, Row, extra_info, rows_of, write_pairs
+from bench.workers import Conditions, Measurement, Workers
 
-ROWS = pytest.StashKey[list[table.Row]]()
+ROWS = pytest.StashKey[list[Row]]()
+MEASURED = pytest.StashKey[dict[str, list[Measurement]]]()
 _stamps: deque[float] = deque()
 
 
@@ -28,61 +31,63 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.benchmark(timer=measured_seconds))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def threads(pytestconfig: pytest.Config) -> Iterator[int]:
-    """Threads that every competitor may use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(pytestconfig.getoption("--benchmark-threads") or before)
-    yield torch.get_num_threads()
-    torch.set_num_threads(before)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node")  # the name of a host says nothing to others
+    machine_info["recurve"] = machine.about(_conditions(config))
+
+
+@pytest.fixture(scope="session")
+def workers(pytestconfig: pytest.Config) -> Iterator[Workers]:
+    with Workers(pytestconfig.getoption("--benchmark-processes")) as processes:
+        yield processes
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, threads: int) -> Callable[[Case], None]:
-    """Measure one case and keep its row."""
+def measure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, workers: Workers) -> Callable[[Case], None]:
+    """Measure one case and keep its rows."""
 
     def run(case: Case) -> None:
-        before = protocol.sgemm_rate()
-        comparison = protocol.compare(case.problem(), pytestconfig.getoption("--benchmark-seconds"))
-        row = _row(case, comparison, max(before, protocol.sgemm_rate()), threads)
-        pytestconfig.stash.setdefault(ROWS, []).append(row)
+        conditions = _conditions(pytestconfig)
+        measurements = workers.measure(case, pytestconfig.getoption("--benchmark-seconds"), conditions)
+        rows = rows_of(case, measurements, conditions)
+        pytestconfig.stash.setdefault(ROWS, []).extend(rows)
+        pytestconfig.stash.setdefault(MEASURED, {})[name_of(case)] = measurements
         benchmark.group = case.group
-        benchmark.extra_info.update(asdict(row))
-        _record(benchmark, comparison.seconds.tolist())
+        benchmark.extra_info.update(extra_info(rows, measurements))
+        _record(benchmark, measurements)
 
     return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(ROWS, [])
-    if rows:
-        threads = f"{rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}"
-        title = f"recurve {recurve.__version__}, torch {torch.__version__}, float32, {threads}"
-        terminalreporter.write_sep("=", "benchmarks: above 1, ours is faster")
-        terminalreporter.write(table.render(rows, title, terminalreporter.hasmarkup))
+    rows, measured = config.stash.get(ROWS, []), config.stash.get(MEASURED, {})
+    if not rows:
+        return
+    results = Results(rows, {**machine.about(_conditions(config)), "date": f"{datetime.date.today()}"})
+    terminalreporter.write_sep("=", "benchmarks: above 1, ours is faster")
+    terminalreporter.write(table.render(rows, results.title, terminalreporter.hasmarkup))
+    for line in table.remarks(measured):
+        terminalreporter.write_line(line)
+    path = config.getoption("--benchmark-csv")
+    if path is not None:
+        write_pairs(path, measured)
+        terminalreporter.write_line(f"every block: {path}")
 
 
-def _row(case: Case, comparison: protocol.Comparison, sgemm: float, threads: int) -> table.Row:
-    seconds = float(np.median(comparison.seconds))
-    return table.Row(
-        group=case.group,
-        shape=case.shape,
-        ratio=comparison.ratio.median,
-        low=comparison.ratio.low,
-        high=comparison.ratio.high,
-        won=comparison.ratio.won,
-        band=comparison.band,
-        verdict=comparison.verdict,
-        milliseconds=1e3 * seconds,
-        gflops_per_second=1e-9 * case.flops / seconds,
-        sgemm_share=case.flops / seconds / sgemm,
-        blocks=len(comparison.seconds),
-        threads=threads,
+def _conditions(config: pytest.Config) -> Conditions:
+    wanted = config.getoption("--benchmark-peers")
+    return Conditions(
+        threads=config.getoption("--benchmark-threads") or torch.get_num_threads(),
+        device=config.getoption("--benchmark-device"),
+        tf32=config.getoption("--benchmark-tf32"),
+        peers=tuple(peers.PEERS) if wanted == "all" else tuple(filter(None, wanted.split(","))),
     )
 
 
-def _record(benchmark: BenchmarkFixture, times: list[float]) -> None:
+def _record(benchmark: BenchmarkFixture, measurements: Sequence[Measurement]) -> None:
     """Give pytest-benchmark one round per block; its timer is read before and after each."""
+    races = [next(iter(measurement.races.values())) for measurement in measurements]
+    times = [float(seconds) for race in races for seconds in race.part(OURS, "step")]
     _stamps.clear()
     for seconds in times:
         _stamps.extend((0.0, seconds))

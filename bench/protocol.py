@@ -1,4 +1,4 @@
-"""The paired protocol: which competitor is faster, by how much, and how sure that is on a shared machine."""
+"""The paired protocol within one process: answers are checked first, then all competitors are timed block by block."""
 
 from __future__ import annotations
 
@@ -6,100 +6,114 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
-Verdict = Literal["faster", "slower", "same"]
+from bench.clocks import Clock, WallClock
+
 Sample = tuple[Tensor, ...]
 
 OURS = "recurve"
 TWIN = "recurve again"
 NATIVE = "torch.nn"
 
+FEWEST_BLOCKS = 2
 WARM_UP_BLOCKS = 2
-FEWEST_BLOCKS = 6  # below, the order statistics of a median have no 95 % interval
-MOST_STRETCHES = 20
+SLOW_SECONDS = 0.1  # of all first calls: such a case is warm once its answers are checked
 ERROR_FLOOR, ERROR_CEILING = 1e-5, 1e-4
+READY = 1e-3, 0.5  # an answer is there within so many seconds, or within so much of the time of its run
+TRIES = 5  # of an answer that seems late: someone else may have had the processor
+SMALLEST_FACTOR = 0.5  # by which a block's inputs differ from those that the problem came with
 
 
 class WrongAnswer(AssertionError):
-    """A competitor's answer is not that of the float64 reference; it gets no number."""
+    """A competitor's answer is not that of the float64 reference, or not there in time; it gets no number."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """Who computes one step: `run` is timed, `answer` makes of its result the tensors that are compared, untimed."""
+    """Who computes one step.
 
-    run: Callable[[Sample], Any]
+    Timed: `forward` of an input, and `backward`, if there is one, of the input and what `forward` returned.
+    Not timed: `prepare`, which makes of a sample the competitor's own input, and `answer`, which makes of the last
+    result the tensors that are compared; it selects and regroups, and computes nothing.
+    """
+
+    forward: Callable[[Any], Any]
+    backward: Callable[[Any, Any], Any] | None = None
     answer: Callable[[Any], Sequence[Tensor]] = tuple
+    prepare: Callable[[Sample], Any] = lambda sample: sample
+
+    def run(self, x: Any, now: Callable[[], Any] = time.perf_counter) -> tuple[Any, list[Any]]:
+        """The result of one step, and the times at its start, between its parts and at its end."""
+        marks = [now()]
+        result = self.forward(x)
+        marks.append(now())
+        if self.backward is not None:
+            result = self.backward(x, result)
+            marks.append(now())
+        return result, marks
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A case made concrete: inputs in float32, competitors by name, and the reference, which takes float64."""
+    """A case made concrete: inputs in float32, competitors by name, and the reference, which takes float64.
+
+    `models` are torch's modules whose weights all competitors share: from them, peers are made.
+    """
 
     samples: Sequence[Sample]
     competitors: Mapping[str, Competitor]
     reference: Competitor
+    models: Sequence[torch.nn.Module] = ()
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Median over stretches of consecutive blocks of a paired ratio of times, with its 95 % interval.
+@dataclass
+class Race:
+    """Seconds of every entrant's parts, (blocks, parts): forward and backward, or all at once; and its turn, (blocks,).
 
-    `won` is the share of blocks in which the ratio was above 1.
+    `first_seconds` are those of each competitor's first call, which may compile or tune.
     """
 
-    median: float
-    low: float
-    high: float
-    won: float
+    seconds: dict[str, NDArray[np.float64]]
+    turns: dict[str, NDArray[np.int64]]
+    first_seconds: dict[str, float] = field(default_factory=dict)
+
+    def part(self, name: str, part: str) -> NDArray[np.float64]:
+        """Seconds (blocks,) of "forward", "backward" or the whole "step"."""
+        seconds = self.seconds[name]
+        return seconds.sum(axis=1) if part == "step" else seconds[:, ("forward", "backward").index(part)]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How many times ours goes into the other's time (above 1: ours is faster), and what the machine's noise allows.
-
-    `band` is the factor by which ours differs from ours itself in the same blocks. `seconds` are ours, block by block.
-    """
-
-    ratio: Ratio
-    band: float
-    seconds: NDArray[np.float64]
-
-    @property
-    def verdict(self) -> Verdict:
-        if self.ratio.low > self.band:
-            return "faster"
-        return "slower" if self.ratio.high < 1 / self.band else "same"
-
-
-def compare(
-    problem: Problem, seconds: float, other: str = NATIVE, clock: Callable[[], float] = time.perf_counter
-) -> Comparison:
-    """Check every answer, then time ours, ours again and all others in the same blocks.
+def measure(problem: Problem, seconds: float, seed: int = 0, clock: Clock | None = None) -> Race:
+    """Check every answer, then time ours, ours again and all others in the same blocks, and check one block's answers.
 
     Args:
-        seconds: how long to measure; a slow case takes longer, for it gets at least 6 blocks.
+        seconds: how long to measure; a slow case takes longer, for it gets at least 2 blocks.
+        seed: of the order within blocks, the inputs' factors and the block that is checked.
 
     Raises:
-        WrongAnswer: a competitor's answer is off by more than rounding explains.
+        WrongAnswer: a competitor is off by more than rounding explains, before or while it is timed, or has not
+            finished when its clock stops.
     """
-    check(problem)
-    runs = {name: competitor.run for name, competitor in problem.competitors.items()}
-    times = race({**runs, TWIN: runs[OURS]}, problem.samples, seconds, clock)
-    same = paired_ratio(times[TWIN], times[OURS])
-    return Comparison(paired_ratio(times[other], times[OURS]), max(same.high, 1 / same.low), times[OURS])
+    clock = clock or WallClock()
+    first_seconds = check(problem)
+    entrants = {**problem.competitors, TWIN: problem.competitors[OURS]}
+    spot = problem.samples[-1]
+    warm_up = WARM_UP_BLOCKS if sum(first_seconds.values()) < SLOW_SECONDS else 0
+    result, answers = race(entrants, problem.samples, spot, seconds, clock, random.Random(seed), warm_up)
+    judge(problem, spot, answers)
+    result.first_seconds = first_seconds
+    return result
 
 
-def check(problem: Problem) -> None:
-    """Compare outputs and gradients with the float64 reference.
+def check(problem: Problem) -> dict[str, float]:
+    """Compare outputs and gradients with the float64 reference, and return the seconds of each competitor's first call.
 
     An error is the largest deviation in a tensor over its largest value. Allowed are four times torch.nn's own error,
     but no less than 1e-5 and no more than 1e-4.
@@ -108,8 +122,20 @@ def check(problem: Problem) -> None:
         WrongAnswer: naming the competitor, the tensor and its error.
     """
     sample = problem.samples[0]
-    truth = _answer(problem.reference, tuple(t.double() for t in sample))
-    answers = {name: _answer(competitor, sample) for name, competitor in problem.competitors.items()}
+    answers, seconds = {}, {}
+    for name, competitor in problem.competitors.items():
+        x = competitor.prepare(sample)
+        result, marks = competitor.run(x)
+        answers[name], seconds[name] = _snapshot(competitor, result), marks[-1] - marks[0]
+        _check_ready(name, competitor, x)
+    judge(problem, sample, answers)
+    return seconds
+
+
+def judge(problem: Problem, sample: Sample, answers: Mapping[str, Sequence[Tensor]]) -> None:
+    """Raise WrongAnswer unless all answers to `sample` are those of the float64 reference, as `check` explains."""
+    double = tuple(t.double() if t.is_floating_point() else t for t in sample)
+    truth = _snapshot(problem.reference, problem.reference.run(double)[0])
     for name, answer in answers.items():
         if [t.shape for t in answer] != [t.shape for t in truth]:
             found, expected = ([tuple(t.shape) for t in tensors] for tensors in (answer, truth))
@@ -117,85 +143,90 @@ def check(problem: Problem) -> None:
     for index, true in enumerate(truth):
         allowed = min(max(ERROR_FLOOR, 4 * _error(answers[NATIVE][index], true)), ERROR_CEILING)
         for name, answer in answers.items():
+            where = f"tensor {index + 1} of {len(truth)}, shape {tuple(true.shape)}"
             error = _error(answer[index], true)
             if not error <= allowed:
-                where = f"tensor {index + 1} of {len(truth)}, shape {tuple(true.shape)}"
                 raise WrongAnswer(f"{name} is off by {error:.1e} ({where}; allowed {allowed:.1e}); it is not timed")
+            if answer[index].dtype != answers[NATIVE][index].dtype:
+                kind = f"{answer[index].dtype}, torch.nn in {answers[NATIVE][index].dtype}"
+                raise WrongAnswer(f"{name} answers in {kind} ({where}); it is not timed")
 
 
 def race(
-    runs: Mapping[str, Callable[[Sample], Any]],
+    entrants: Mapping[str, Competitor],
     samples: Sequence[Sample],
+    spot: Sample,
     seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds of every entrant in every block; a block runs all entrants once, on one sample, in random order."""
-    order = random.Random(0)
-    names = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    clock: Clock,
+    order: random.Random,
+    warm_up: int = WARM_UP_BLOCKS,
+) -> tuple[Race, dict[str, list[Tensor]]]:
+    """Times of all entrants, and their answers to `spot`, which is the input of one block at a random moment.
 
-    def block(index: int) -> dict[str, float]:
-        sample = samples[index % len(samples)]
+    A block runs all entrants once, in random order, on one input that is new to them: a sample times a factor drawn for
+    the block. It lies where the last one lay, so that neither its values nor its place tell an answer known before.
+    """
+    names = list(entrants)
+    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+    turns: dict[str, list[int]] = {name: [] for name in names}
+
+    memory = tuple(t.clone() for t in spot)
+
+    def block(spotted: bool = False) -> dict[str, tuple[NDArray[np.float64], Any]]:
+        sample, factor = (spot, 1.0) if spotted else (order.choice(samples), order.uniform(SMALLEST_FACTOR, 1))
+        for place, values in zip(memory, sample, strict=True):
+            place.copy_(values * factor if values.is_floating_point() else values)
+        inputs = {name: entrants[name].prepare(memory) for name in names}
         order.shuffle(names)
         measured = {}
         for name in names:
-            start = clock()
-            runs[name](sample)
-            measured[name] = clock() - start
+            clock.flush()
+            result, marks = entrants[name].run(inputs[name], clock.now)
+            measured[name] = clock.intervals(marks), _snapshot(entrants[name], result) if spotted else None
+            del result
         return measured
 
+    answers: dict[str, list[Tensor]] = {}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for index in range(WARM_UP_BLOCKS):
-            block(index)
-        begin = clock()
-        index = 0
-        while index < FEWEST_BLOCKS or clock() - begin < seconds:
-            for name, measured in block(index).items():
-                times[name].append(measured)
+        for _ in range(warm_up):
+            block()
+        begin, index, moment = clock.elapsed(), 0, order.uniform(0, seconds)
+        while index < FEWEST_BLOCKS or not answers or clock.elapsed() - begin < seconds:
+            spotted = not answers and clock.elapsed() - begin >= moment
+            measured = block(spotted)
+            for turn, (name, (intervals, answer)) in enumerate(measured.items()):
+                times[name].append(intervals)
+                turns[name].append(turn)
+                if spotted:
+                    answers[name] = answer
             index += 1
     finally:
         if collecting:
             gc.enable()
-    return {name: np.array(values) for name, values in times.items()}
+    return Race({n: np.array(t) for n, t in times.items()}, {n: np.array(t) for n, t in turns.items()}), answers
 
 
-def paired_ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Ratio:
-    """Ratio of two entrants' times, block by block.
-
-    Neighbouring blocks share what else the machine does, so that blocks do not count singly: they are joined into at
-    most 20 stretches of consecutive blocks, and the interval comes from the order statistics of the stretches' medians.
-    """
-    ratios = numerator / denominator
-    stretches = np.array_split(ratios, min(len(ratios), MOST_STRETCHES))
-    medians = np.sort([np.median(stretch) for stretch in stretches])
-    outside = int(binom.ppf(0.025, len(medians), 0.5))
-    low, high = medians[outside - 1], medians[-outside]
-    return Ratio(float(np.median(medians)), float(low), float(high), float(np.mean(ratios > 1)))
-
-
-@torch.no_grad()
-def sgemm_rate(size: int = 1024, repeats: int = 5) -> float:
-    """The machine's yardstick: multiplications and additions per second of torch's fastest float32 matrix product.
-
-    It is the best of a few runs, on the threads torch may use.
-    """
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    products: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b)]
-    if torch.backends.mkldnn.is_available():  # oneDNN uses AVX-512 on every processor that has it, MKL does not
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    fastest = float("inf")
-    for product in products * (1 + repeats):
-        start = time.perf_counter()
-        product()
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2 * size**3 / fastest
+def _check_ready(name: str, competitor: Competitor, x: Any) -> None:
+    """Raise WrongAnswer if work is left for after the clock: if `answer` takes long every time."""
+    late = []
+    for _ in range(TRIES):
+        result, marks = competitor.run(x)
+        stop = time.perf_counter()
+        competitor.answer(result)
+        waited, ran = time.perf_counter() - stop, marks[-1] - marks[0]
+        if waited <= max(READY[0], READY[1] * ran):
+            return
+        late.append(waited)
+    raise WrongAnswer(f"{name} has no answer until {min(late):.1e} s after its clock stopped; it is not timed")
 
 
-def _answer(competitor: Competitor, sample: Sample) -> list[Tensor]:
-    return [t.detach().double() for t in competitor.answer(competitor.run(sample))]
+def _snapshot(competitor: Competitor, result: Any) -> list[Tensor]:
+    """The answer as it is now."""
+    return [t.detach().clone() for t in competitor.answer(result)]
 
 
 def _error(answer: Tensor, truth: Tensor) -> float:
-    return float((answer - truth).abs().max() / truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny))
+    difference = (answer.double() - truth).abs().max()
+    return float(difference / truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny))

@@ -138,6 +138,15 @@ struct ConvBackward {
   T* dbias;    // (E, O), or null
 };
 
+// A run of multiplications and additions for their own sake: x <- factor x + summand in independent chains.
+template <class T>
+struct ArithmeticPeak {
+  int64_t rounds;
+  T factor, summand;
+  T result;            // out: so that no compiler leaves the work out
+  int64_t operations;  // out: multiplications and additions done
+};
+
 template <class T>
 struct Kernels {
   void (*sequence_forward)(const SequenceForward<T>&, const Parallel&);
@@ -147,6 +156,9 @@ struct Kernels {
   void (*column_sums)(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel&);
   void (*conv_forward)(const ConvForward<T>&, const Parallel&);
   void (*conv_backward)(const ConvBackward<T>&, const Parallel&);
+  void (*run_chains)(ArithmeticPeak<T>&);
+  T (*read_memory)(const T* from, int64_t count);  // the sum, up to a few last elements
+  void (*copy_memory)(const T* from, T* to, int64_t count);
 };
 
 struct InstructionSet {

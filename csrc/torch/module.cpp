@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "peak.h"
 #include "probe.h"
 
 namespace {
@@ -31,6 +32,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", build_info, "Devices, torch version and compiler of this build.");
   m.def("instruction_set", [] { return std::string(recurve::instruction_set().name); }, "The one in use.");
   m.def("instruction_sets", instruction_sets, "All that this build and machine have, best first.");
+  m.def("peak_flops", recurve::peak_flops, "float32 multiplications and additions per second, on torch's threads.");
+  m.def("peak_bandwidth", recurve::peak_bandwidth,
+        "Bytes per second that torch's threads read or copy over and over in memory of so many bytes.");
   pybind11::class_<recurve::ProbeEntry>(m, "ProbeEntry")
       .def_readonly("op", &recurve::ProbeEntry::op)
       .def_readonly("saturated", &recurve::ProbeEntry::saturated)

@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from bench.cases import name_of
+from bench.declared import cases
+from bench.results import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,31 +30,36 @@ def collected(*arguments: str) -> list[str]:
 
 def test_with_the_flag_only_benchmarks_run() -> None:
     found = collected("--benchmark")
-    assert {line.split("::")[0] for line in found} == {
-        "bench/test_conv.py",
-        "bench/test_ensemble.py",
-        "bench/test_ensemble_training.py",
-        "bench/test_recurrent.py",
-    }
+    assert {line.split("::")[0] for line in found} == {"bench/test_cases.py"}
+    assert {name_of(case) for case in cases()} < {line.split("[")[1].rstrip("]") for line in found}
 
 
 def test_without_the_flag_no_benchmark_runs_even_when_named() -> None:
-    found = collected("bench/test_conv.py", "tests/bench/test_table.py")
+    found = collected("bench/test_cases.py", "tests/bench/test_table.py")
     assert {line.split("::")[0] for line in found} == {"tests/bench/test_table.py"}
 
 
 def test_words_choose_cases() -> None:
     found = collected("--benchmark", "-k", "GRU and train or depthwise and K7")
-    assert {line.split("::")[0] for line in found} == {
-        "bench/test_conv.py",
-        "bench/test_ensemble.py",
-        "bench/test_recurrent.py",
-    }
+    assert {line.split("[")[1].split("-")[0] for line in found} == {"recurrent", "ensemble", "conv"}
     assert all("GRU-train" in line or "K7-depthwise" in line for line in found)
 
 
+def test_a_case_that_is_declared_nowhere_is_taken_from_the_command_line() -> None:
+    found = collected("--benchmark", "--benchmark-case=conv-train-B3-C2-O5-S9-K3")
+    assert found == ["bench/test_cases.py::test_case[conv-train-B3-C2-O5-S9-K3]"]
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("--benchmark-threads", "0"), ("--benchmark-seconds", "-1"), ("--benchmark-seconds", "soon")]
+    ("option", "value"),
+    [
+        ("--benchmark-threads", "0"),
+        ("--benchmark-seconds", "-1"),
+        ("--benchmark-seconds", "soon"),
+        ("--benchmark-processes", "1"),
+        ("--benchmark-case", "recurrent-GRU-train-T30"),
+        ("--benchmark-peers", "caffe"),
+    ],
 )
 def test_a_bad_option_is_named_before_anything_runs(option: str, value: str) -> None:
     result = run_pytest("--benchmark", f"{option}={value}")
@@ -57,19 +68,31 @@ def test_a_bad_option_is_named_before_anything_runs(option: str, value: str) -> 
     assert repr(value) in result.stderr
 
 
-def test_one_case_prints_its_row_and_leaves_the_same_in_the_json(tmp_path: Path) -> None:
-    name = "recurrent-GRU-infer-T30-B32-I3-H32"
-    path = tmp_path / "result.json"
+def test_one_case_prints_its_row_and_leaves_the_same_in_the_files(tmp_path: Path) -> None:
+    name = "recurrent-GRU-train-T5-B4-I3-H8"
+    path, pairs = tmp_path / "result.json", tmp_path / "pairs.csv"
     result = run_pytest(
-        "--benchmark", "-k", name, "--benchmark-seconds=0.05", "--benchmark-threads=1", f"--benchmark-json={path}"
+        *("--benchmark", f"--benchmark-case={name}", "--benchmark-seconds=0.05", "--benchmark-threads=1"),
+        *("--benchmark-processes=2", f"--benchmark-json={path}", f"--benchmark-csv={pairs}"),
     )
     assert result.returncode == 0, result.stdout
-    (row,) = (line.split() for line in result.stdout.splitlines() if line.strip().startswith("T30-B32-I3-H32"))
+    (row,) = (line.split() for line in result.stdout.splitlines() if line.strip().startswith("T5-B4-I3-H8"))
     (benchmark,) = json.loads(path.read_text())["benchmarks"]
     info = benchmark["extra_info"]
-    assert benchmark["group"] == info["group"] == "recurrent-GRU-infer"
+    assert benchmark["group"] == "recurrent-GRU-train"
     assert row[1] == f"{info['ratio']:.2f}"
     assert info["verdict"] in row
-    assert info["threads"] == 1
-    assert benchmark["stats"]["rounds"] == info["blocks"]
-    assert benchmark["stats"]["median"] == pytest.approx(info["milliseconds"] / 1e3)
+
+    found = read(path)
+    assert [row.part for row in found.rows] == ["step", "forward", "backward"]
+    step = found.rows[0]
+    assert (step.case, step.other, step.threads, len(step.logs)) == (name, "torch.nn", 1, 2)
+    assert benchmark["stats"]["rounds"] == step.blocks
+    assert benchmark["stats"]["median"] == pytest.approx(step.milliseconds / 1e3)
+    assert {"torch", "machine", "kernels", "date"} <= set(found.about)
+
+    blocks = pd.read_csv(pairs).groupby(["competitor", "process", "block"])["seconds"].sum()
+    ours, native = blocks["recurve"], blocks["torch.nn"]
+    assert len(ours) == len(native) == step.blocks
+    logs = np.log(native / ours).groupby("process").median()
+    assert tuple(logs) == pytest.approx(step.logs)

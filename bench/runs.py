@@ -1,13 +1,12 @@
-"""Whole runs of a study, trained as one ensemble against one by one on torch.nn: `pytest --benchmark -k ensemble`."""
+"""Whole runs of a study as a case: trained as one ensemble against one by one on torch.nn."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -17,12 +16,12 @@ from ablations.complexity import complexity
 from ablations.design import Task
 from ablations.records import Configuration
 from ablations.training import PREDICT_ROWS, Ensemble, fresh_model, learn, stream
-from bench.cases import Case
+from bench.cases import BYTES
 from bench.protocol import NATIVE, OURS, Competitor, Problem
 
 FEWER = {  # so that a block takes seconds: steps and model are those of the quick preset
-    "epidemic": {"train_epidemics": 100, "validation_epidemics": 25, "test_epidemics": 25, "epochs": 2},
-    "vision": {"train_images": 320, "validation_images": 80, "test_images": 80, "shifted_images": 16, "epochs": 1},
+    "epidemic": {"train_epidemics": 30, "validation_epidemics": 8, "test_epidemics": 8, "epochs": 1},
+    "vision": {"train_images": 128, "validation_images": 64, "test_images": 80, "shifted_images": 16, "epochs": 1},
 }
 
 
@@ -51,16 +50,26 @@ class Runs:
         rows = len(task.train_inputs) // settings["batch_size"] * settings["batch_size"] * settings["epochs"]
         return 3 * complexity(task, settings["batch_size"]).flops * rows * self.seeds
 
-    def problem(self) -> Problem:
+    @property
+    def least_flops(self) -> int:
+        return 0  # several algorithms share the work
+
+    @property
+    def bytes(self) -> int:
+        """Of the training data, once."""
+        task = self._task(0)
+        return BYTES * self.seeds * (task.train_inputs.numel() + task.train_targets.numel())
+
+    def problem(self, seed: int = 0, device: str = "cpu") -> Problem:
         tasks = [self._task(seed) for seed in range(self.seeds)]
         settings = self._settings
 
         def one_by_one(tasks: Sequence[Task]) -> Competitor:
             return Competitor(
-                lambda sample: [_run_alone(*numbered, settings) for numbered in enumerate(tasks)], _stacked
+                lambda sample: [_run_alone(*numbered, settings) for numbered in enumerate(tasks)], answer=_stacked
             )
 
-        together = Competitor(lambda sample: self._run_together(tasks), _stacked)
+        together = Competitor(lambda sample: self._run_together(tasks), answer=_stacked)
         competitors = {OURS: together, NATIVE: one_by_one(tasks)}
         return Problem([(torch.arange(self.seeds),)], competitors, one_by_one(list(map(_double, tasks))))
 
@@ -77,7 +86,7 @@ class Runs:
         runs = [Configuration(self.study, "", "", "", self._settings, {}, seed) for seed in range(self.seeds)]
         ensemble = Ensemble(runs, cast(type[Task], lambda settings, seed: tasks[seed]))
         curves, _ = learn(ensemble, lambda epoch, epochs, rows: None)
-        return [torch.tensor([row["validation_loss"] for row in curve]) for curve in curves]
+        return [torch.tensor([row["validation_loss"] for row in curve], dtype=torch.float64) for curve in curves]
 
 
 def _run_alone(seed: int, task: Task, settings: Mapping[str, Any]) -> Tensor:
@@ -119,8 +128,3 @@ def _double(task: Task) -> Task:
 
 def _stacked(losses: Sequence[Tensor]) -> list[Tensor]:
     return [torch.stack(list(losses))]
-
-
-@pytest.mark.parametrize("case", [Runs("epidemic", 32), Runs("vision", 8)], ids=lambda case: case.shape)
-def test_ensemble_runs(case: Case, measure: Callable[[Case], None]) -> None:
-    measure(case)

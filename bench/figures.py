@@ -1,0 +1,217 @@
+"""Figures of a result, and a page with them: ratios, the roofline, scaling laws, and the map over batch and width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from ablations.report.figures.theme import GRID, INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, themed
+from ablations.report.html import inline
+from bench.cases import Recurrent, parse
+from bench.protocol import NATIVE, OURS
+from bench.ratios import Verdict
+from bench.results import Results, Row
+from bench.scaling import AXES, Law, laws
+
+COLOURS: dict[Verdict, tuple[str, str]] = {"faster": ("#009e73", "o"), "slower": ("#d55e00", "X"), "same": (MUTED, "s")}
+
+
+@themed
+def forest(rows: Sequence[Row]) -> Figure:
+    """Every case's ratio with its interval, by group, on a logarithmic axis; bars beside 1 are A/A bands."""
+    groups = [(group, list(members)) for group, members in groupby(rows, key=lambda row: row.group)]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1 + 0.19 * (len(rows) + 1.5 * len(groups))))
+    y, ticks = 0.0, []
+    for group, members in groups:
+        ticks.append((y, group))
+        for row in members:
+            y += 1
+            colour, marker = COLOURS[row.verdict]
+            axes.plot([1 / row.band, row.band], [y, y], color=MUTED, lw=5, alpha=0.25, solid_capstyle="butt")
+            axes.plot([row.low, row.high], [y, y], color=colour, lw=1.8)
+            axes.plot(row.ratio, y, marker, color=colour, ms=4.5)
+            ticks.append((y, row.shape if row.other == NATIVE else f"{row.shape} vs {row.other}"))
+        y += 1.5
+    axes.axvline(1, color=INK, lw=1)
+    axes.set(xscale="log", ylim=(y - 0.5, -1), xlabel="the other's time / ours (above 1: ours is faster)")
+    axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=7.5)
+    for label, (_, text) in zip(axes.get_yticklabels(), ticks, strict=True):
+        label.set_fontweight("bold" if "-train" in text or "-infer" in text or "-runs" in text else "normal")
+    _plain_ticks(axes.xaxis, (0.5, 1, 2, 5, 10, 20, 50))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@themed
+def roofline(rows: Sequence[Row]) -> Figure:
+    """Arithmetic per second against arithmetic per byte; short lines lead to the limit of each case's own."""
+    fields = ["group", "intensity", "gflops_per_second", "peak_gflops_per_second", "peak_gigabytes_per_second"]
+    data = pd.DataFrame([[getattr(row, field) for field in fields] for row in rows], columns=fields).dropna()
+    data["limit"] = data["peak_gflops_per_second"].clip(upper=data["intensity"] * data["peak_gigabytes_per_second"])
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
+    axes.vlines(data["intensity"], data["gflops_per_second"], data["limit"], color=GRID, lw=0.8)
+    axes.plot(data["intensity"], data["limit"], "_", color=INK, ms=6, label="limit of a case, measured beside it")
+    for number, (group, members) in enumerate(data.groupby("group")):
+        axes.plot(
+            members["intensity"],
+            members["gflops_per_second"],
+            MARKERS[number % len(MARKERS)],
+            color=PALETTE[number % len(PALETTE)],
+            markerfacecolor="white" if "infer" in str(group) else None,
+            label=str(group),
+            ms=5.5,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="GFLOP/s of ours")
+    axes.legend(ncols=2)
+    return figure
+
+
+@themed
+def scaling(found: Sequence[Law]) -> Figure:
+    """Time, and memory held for the backward pass, against sizes on logarithmic axes, with fitted slopes."""
+    panels = [(unit, axis) for unit in ("ms", "MB") for axis in AXES if _laws(found, unit, axis)]
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(WIDTH, 2.7 * lines), squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (unit, axis) in zip(grid.flat, panels, strict=False):
+        for number, law in enumerate(_laws(found, unit, axis)):
+            ours = law.name == OURS
+            colour = PALETTE[number // 2 % len(PALETTE)]
+            axes.plot(law.sizes, law.values, "o-" if ours else "s--", color=colour, ms=3.5, lw=1.2, label=law.label)
+        axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="ms per step" if unit == "ms" else "MB held")
+        sizes = sorted({size for law in _laws(found, unit, axis) for size in law.sizes})
+        axes.set_xticks(sizes[:: 1 + len(sizes) // 6], minor=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(fontsize=6)
+    return figure
+
+
+def _laws(found: Sequence[Law], unit: str, axis: str) -> list[Law]:
+    return [law for law in found if (law.unit, law.axis) == (unit, axis)]
+
+
+@themed
+def heat_map(rows: Sequence[Row]) -> Figure:
+    """Ratio by batch (times models) and hidden units, the geometric mean where several cases share a cell."""
+    cells: dict[str, dict[tuple[int, int], list[float]]] = {}
+    for row in rows:
+        case = parse(row.case)
+        if isinstance(case, Recurrent):
+            cells.setdefault(row.group, {}).setdefault((case.batch, case.hidden_size), []).append(row.ratio)
+    figure, grid = plt.subplots(1, len(cells), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
+    widths = sorted({width for found in cells.values() for _, width in found})
+    batches = sorted({batch for found in cells.values() for batch, _ in found})
+    for axes, (group, found) in zip(grid[0], cells.items(), strict=True):
+        table = np.full((len(widths), len(batches)), np.nan)
+        for (batch, width), ratios in found.items():
+            table[widths.index(width), batches.index(batch)] = np.exp(np.mean(np.log(ratios)))
+        sns.heatmap(
+            table,
+            ax=axes,
+            cmap="PuOr",
+            norm=LogNorm(1 / 8, 8),
+            annot=True,
+            fmt=".1f",
+            annot_kws={"fontsize": 6.5},
+            cbar=False,
+            xticklabels=batches,
+            yticklabels=widths,
+        )
+        axes.set_title(group.removeprefix("recurrent-"))
+        axes.set(xlabel="batch")
+    grid[0][0].set_ylabel("hidden units")
+    return figure
+
+
+def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
+    """All figures that a result allows, and the scaling laws within `every` row."""
+    steps = [row for row in results.rows if row.part == "step"]
+    native = [row for row in steps if row.other == NATIVE]
+    found = [
+        Drawing(
+            "forest",
+            "How many times faster",
+            "Median of the other's time over ours, paired within blocks, with its 95 % interval clustered by process. "
+            "Grey bars span the A/A band: ours against itself. Green circles are faster, grey squares the same, "
+            "orange crosses slower.",
+            "Forest plot of time ratios, a line per case.",
+            forest(steps),
+            "figures.forest(rows)",
+        )
+    ]
+    if any(row.limit_share for row in native):
+        found.append(
+            Drawing(
+                "roofline",
+                "How much of the machine",
+                "Arithmetic per second against arithmetic per byte. A dash over each case is its limit: the arithmetic "
+                "peak, or what the memory bandwidth at its size allows, both measured beside it. Open markers: "
+                "inference.",
+                "Scatter plot of GFLOP/s against FLOP per byte, with the limit over each point.",
+                roofline(native),
+                "figures.roofline(rows)",
+            )
+        )
+    if any(isinstance(parse(row.case), Recurrent) for row in native if "runs" not in row.group):
+        found.append(
+            Drawing(
+                "heat_map",
+                "Where it is faster",
+                "torch.nn's time over ours by batch and hidden units. Purple: ours is faster; orange: slower.",
+                "Heat maps of time ratios, a panel per cell and mode.",
+                heat_map([row for row in native if "runs" not in row.group]),
+                "figures.heat_map(rows)",
+            )
+        )
+    fitted = laws([row for row in every if row.part == "step" and row.other == NATIVE])
+    if fitted:
+        found.append(
+            Drawing(
+                "scaling",
+                "How it grows",
+                "Time of a step, and what it holds for the backward pass, against one size, the others fixed, on "
+                "logarithmic axes. Slopes are fitted by least squares: 1 is proportional growth.",
+                "Line plots of milliseconds and megabytes against sizes, ours and torch.nn's.",
+                scaling(fitted),
+                "figures.scaling(laws(rows))",
+            )
+        )
+    return found
+
+
+def write_page(results: Sequence[Results], folder: Path) -> Path:
+    """`index.html` in the folder, with each figure also as PNG and SVG.
+
+    Of several results, all but scaling laws show the first; those of threads need results of several numbers of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for drawing in drawings(results[0], [row for each in results for row in each.rows]):
+        svg = next(path for path in drawing.save(folder) if path.suffix == ".svg")
+        plt.close(drawing.figure)
+        shown.append((drawing, inline(svg.read_text(), drawing.name)))
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader("bench", "."), jinja2.PackageLoader("ablations.report", ".")])
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("benchmarks.html").render(results=results[0], drawings=shown)
+    path = folder / "index.html"
+    path.write_text(page)
+    return path
+
+
+def _plain_ticks(axis: object, places: Sequence[float]) -> None:
+    axis.set_major_locator(FixedLocator(places))  # type: ignore[attr-defined]
+    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))  # type: ignore[attr-defined]

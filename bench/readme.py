@@ -1,0 +1,103 @@
+"""The README's speed table, written from the results under bench/results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.protocol import NATIVE
+from bench.ratios import geometric_mean
+from bench.results import ResultError, Results, Row, read
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- written by `python -m bench readme` -->\n", "<!-- until here -->\n"
+
+KINDS = {  # a line of the table: the groups whose cases it averages
+    "GRU": {"training": "recurrent-GRU-train", "inference": "recurrent-GRU-infer"},
+    "LSTM": {"training": "recurrent-LSTM-train", "inference": "recurrent-LSTM-infer"},
+    "convolution, ReLU, 2 x 2 max pooling": {"training": "conv-train", "inference": "conv-infer"},
+    "32 GRUs in one call, against a loop over 32 modules": {"training": "ensemble-GRU-train"},
+    "32 LSTMs likewise": {"training": "ensemble-LSTM-train"},
+}
+RUNS = {
+    "epidemic-E32": "32 runs of the epidemic study in one ensemble, against one by one with torch.nn",
+    "vision-E8": "8 runs of the vision study likewise",
+}
+MODES = ("training", "inference")
+
+
+def section(results: Sequence[tuple[str, Results]]) -> str:
+    """The table of several results on one machine, most threads first, and what stands below it."""
+    columns = [(f"{mode}, {_threads(found)}", mode, _main_rows(found)) for _, found in results for mode in MODES]
+    lines = [f"| torch.nn's time / ours, float32 | {' | '.join(heading for heading, *_ in columns)} |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for kind, groups in KINDS.items():
+        cells = [_cell([row for row in rows if row.group == groups.get(mode)]) for _, mode, rows in columns]
+        lines.append(f"| {kind}{_shapes(columns[0][2], groups)} | {' | '.join(cells)} |")
+    for shape, text in RUNS.items():
+        cells = [_cell([row for row in rows if row.shape == shape] * (mode == "training")) for _, mode, rows in columns]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_notes(results)]) + "\n"
+
+
+def published() -> str:
+    """The section as bench/results has it.
+
+    Raises:
+        ResultError: there are no results.
+    """
+    found = [(path.stem, read(path)) for path in sorted(RESULTS.glob("*.json"))]
+    if not found:
+        raise ResultError(f"{RESULTS} holds no results; `python -m bench record` measures some")
+    return section(sorted(found, key=lambda named: -int(named[1].about["threads"])))
+
+
+def write() -> int:
+    """Put the section into the README."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{BEGIN}{published()}{END}{after}")
+    return 0
+
+
+def _notes(results: Sequence[tuple[str, Results]]) -> Iterator[str]:
+    first = results[0][1]
+    links = " and ".join(f"[{_threads(found)}](bench/results/{name}.txt)" for name, found in results)
+    yield (
+        f"Geometric means (least, most). Printed by `python -m bench record` on {first.about['date']} "
+        f"({first.about['machine']}, {first.about['kernels']}, torch {first.about['torch']}); every case with its "
+        f"interval: {links}."
+    )
+    for _, found in results:
+        rows = _main_rows(found)
+        counts = {word: [row.case for row in rows if row.verdict == word] for word in ("faster", "same", "slower")}
+        losses = f": {', '.join(counts['slower'])}" if counts["slower"] else ""
+        yield (
+            f"On {_threads(found)}, of {len(rows)} cases {len(counts['faster'])} are faster, {len(counts['same'])} "
+            f"the same within the noise, {len(counts['slower'])} slower{losses}."
+        )
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    ratios = [row.ratio for row in rows]
+    mean = geometric_mean([row.as_ratio() for row in rows])[0]
+    return f"{mean:.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if len(rows) > 1 else f"{mean:.1f}"
+
+
+def _shapes(rows: Sequence[Row], groups: dict[str, str]) -> str:
+    """`, 11 shapes`, where a line averages several."""
+    count = len([row for row in rows if row.group == groups["training"]])
+    return f", {count} shapes" if count > 1 else ""
+
+
+def _threads(results: Results) -> str:
+    threads = int(results.about["threads"])
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _main_rows(results: Results) -> list[Row]:
+    return [row for row in results.rows if row.part == "step" and row.other == NATIVE]

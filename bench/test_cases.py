@@ -1,0 +1,26 @@
+"""Every case against torch.nn, and against peers that are asked for: `pytest --benchmark`, fewer with `-k`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.cases import Case, name_of, parse
+from bench.declared import cases
+from bench.runs import Runs
+
+RUNS = [Runs("epidemic", 32), Runs("vision", 8)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    option = metafunc.config.getoption
+    chosen: list[Case] = [parse(name) for name in option("--benchmark-case")]
+    if not chosen:
+        device = option("--benchmark-device")
+        chosen = [*cases(option("--benchmark-full"), device), *(RUNS if device == "cpu" else [])]
+    metafunc.parametrize("case", chosen, ids=name_of)
+
+
+def test_case(case: Case, measure: Callable[[Case], None]) -> None:
+    measure(case)

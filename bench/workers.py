@@ -1,0 +1,111 @@
+"""Fresh interpreters that measure: blocks of one process share its memory layout, so that each case has several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+
+from bench import peers
+from bench.cases import Case
+from bench.clocks import Clock, EventClock, SynchronisedClock, WallClock
+from bench.graphs import replayed
+from bench.limits import Limits
+from bench.memory import held_bytes
+from bench.protocol import NATIVE, OURS, Race, measure
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is equal for all competitors. `peers` are asked for beside torch.nn."""
+
+    threads: int
+    device: str = "cpu"
+    tf32: bool = False
+    peers: tuple[str, ...] = ()
+
+
+@dataclass
+class Measurement:
+    """One case in one process: a race by each clock ("wall"; on CUDA "events" and "graph" too), the machine's limits
+    before and after, which peers had to be left out, and why, and what ours and torch.nn hold for the backward pass."""
+
+    races: dict[str, Race]
+    limits: Limits | None
+    left_out: dict[str, str] = field(default_factory=dict)
+    held_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class Workers:
+    """Processes, each with an interpreter of its own, that wait while another measures.
+
+    Raises, from `measure`, what was raised in a process, and BrokenProcessPool if it died; a new one takes its place.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._pools = [_pool() for _ in range(processes)]
+        self._order = random.Random(0)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for pool in self._pools:
+            pool.shutdown()
+
+    def measure(self, case: Case, seconds: float, conditions: Conditions) -> list[Measurement]:
+        """The case in every process, one after the other in random order, for so many seconds in all."""
+        found: dict[int, Measurement] = {}
+        share = seconds / len(self._pools)
+        for number in self._order.sample(range(len(self._pools)), len(self._pools)):
+            try:
+                found[number] = self._pools[number].submit(measure_here, case, share, number, conditions).result()
+            except BrokenProcessPool:
+                self._pools[number] = _pool()
+                raise
+        return [found[number] for number in sorted(found)]
+
+
+def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions) -> Measurement:
+    """The case in this process. The process is one of its own: it keeps the conditions."""
+    _keep(conditions)
+    problem, left_out = peers.joined(case, case.problem(seed, conditions.device), conditions.peers)
+    before = Limits.probe(case.bytes, conditions.device)
+    races = {}
+    for name, clock in _clocks(conditions.device).items():
+        try:
+            entered = replayed(problem) if name == "graph" else problem
+        except RuntimeError as error:
+            left_out["graph"] = str(error)
+        else:
+            races[name] = measure(entered, seconds, seed, clock)
+    after = Limits.probe(case.bytes, conditions.device)
+    held = {name: held_bytes(problem.competitors[name], problem.samples[0]) for name in (OURS, NATIVE)}
+    return Measurement(races, Limits.highest([probe for probe in (before, after) if probe]), left_out, held)
+
+
+def _clocks(device: str) -> dict[str, Clock]:
+    if device == "cpu":
+        return {"wall": WallClock()}
+    return {"events": EventClock(), "wall": SynchronisedClock(), "graph": EventClock()}
+
+
+def _keep(conditions: Conditions) -> None:
+    """As many threads, and no more processors, for everyone: some peers start threads of their own."""
+    torch.set_num_threads(conditions.threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(PROCESSORS)[: max(conditions.threads, 1)])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = conditions.tf32
+
+
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
