@@ -194,6 +194,14 @@ class Study:
     figures: tuple[str, ...] = ()  # report figures by name, or its own as module:function
 
     def __post_init__(self) -> None:
+        owner: dict[str, str] = {}
+        for factor in self.factors:
+            for setting in {setting for level in factor.levels for setting in level.settings}:
+                if owner.setdefault(setting, factor.name) != factor.name:
+                    both = f"{owner[setting]} and {factor.name}"
+                    raise DesignError(
+                        f"study {self.name}: {both} both set {setting!r}; a setting belongs to one factor"
+                    )
         responses = {response.name: response for response in self.responses[1:]}
         for level in (level for factor in self.factors for level in factor.levels):
             for expectation in level.hypothesis.also if level.hypothesis else ():

@@ -2,6 +2,7 @@
 
 from ablations.models.convolutional import ConvNet, Style
 from ablations.models.dropout import Dropout
+from ablations.models.memory import Reader
 from ablations.models.recurrent import CELLS, Forecaster
 
-__all__ = ["CELLS", "ConvNet", "Dropout", "Forecaster", "Style"]
+__all__ = ["CELLS", "ConvNet", "Dropout", "Forecaster", "Reader", "Style"]

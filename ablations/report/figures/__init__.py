@@ -5,6 +5,7 @@
 
 from ablations.report.figures.comparisons import forest, levels
 from ablations.report.figures.drawings import draw
+from ablations.report.figures.gradients import gradient_norms, gradient_table
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles
 from ablations.report.figures.learning import learning_curves, targets
 from ablations.report.figures.studies import forecast_table, forecasts, shift_accuracy, shift_table
@@ -21,6 +22,8 @@ __all__ = [
     "forecast_table",
     "forecasts",
     "forest",
+    "gradient_norms",
+    "gradient_table",
     "heat_map",
     "interaction_plot",
     "learning_curves",

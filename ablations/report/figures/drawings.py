@@ -89,8 +89,8 @@ def _learning_curves(evidence: Evidence) -> Drawing | None:
     return Drawing(
         f"{evidence.study}_learning_curves",
         "Learning",
-        f"{heading(measure)} by epoch: mean over {evidence.seeds} with 95 % t interval. A line ends where its first "
-        "run does.",
+        f"{heading(measure)} by epoch: mean over {evidence.seeds} with 95 % t interval, of logarithms where the axis "
+        "is logarithmic. A line ends where its first run does.",
         f"Learning curves of {measure}, one panel per factor, a line per level.",
         learning_curves(evidence.curves, evidence.declaration),
         "figures.learning_curves(evidence.curves, evidence.declaration)",

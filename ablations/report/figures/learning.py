@@ -82,27 +82,34 @@ def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -
     panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[:, 0]:
         axes.set_ylabel(y_label)
-    for axes in grid[-1]:
-        axes.set_xlabel(x_label if columns < 3 else wrapped(x_label, 24))
+    for column in grid.T:
+        lowest = [axes for axes in column if axes.get_visible()][-1]
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel(x_label if columns < 3 else wrapped(x_label, 24))
 
 
 def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, x_label: str, y_label: str) -> Figure:
-    """One panel per factor with several levels: mean of the column `y` over seeds by `x`, with 95 % t intervals."""
+    """One panel per factor with several levels: mean of the column `y` over seeds by `x`, with 95 % t intervals.
+
+    Where means span more than a factor of 20, the axis is logarithmic, and so are means and intervals.
+    """
     factors, panels, figure = panels_by_factor(data, declaration)
-    means, bounds = [], bounds_of(data["y"], "%" if "%" in y_label else "")
+    bounds = bounds_of(data["y"], "%" if "%" in y_label else "")
+    means = data[np.isfinite(data["y"])].groupby(["factor", "level", x], observed=True)["y"].mean()
+    logarithmic = data["y"].min() > 0 and means.max() > 20 * means.min()
     for axes, factor in zip(panels, factors, strict=False):
         colours = level_colours(factor)
         for name in present_levels(data, factor):
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
-            line = _mean_band(mine, x)
+            line = _mean_band(mine.assign(y=np.log(mine["y"])) if logarithmic else mine, x)
+            if logarithmic:
+                line = line.apply(np.exp)
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
-            means.append(line["mean"])
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], lw=1.8, label=name)
         axes.set_title(heading(factor["label"]))
         axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
-    spread = pd.concat(means)
-    if spread.min() > 0 and spread.max() > 20 * spread.min():
+    if logarithmic:
         panels[0].set_yscale("log")
     label_panels(panels, len(factors), x_label, y_label)
     return figure
