@@ -77,7 +77,7 @@ $(VENV)/installed: constraints.txt pyproject.toml
 
 check-environment:
 	@$(PY) -c "import importlib.util as u, sys; \
-	needed = 'torch ninja setuptools numpy pandas scipy kornia pooch PIL rich matplotlib seaborn jinja2 nbformat nbclient ipykernel pytest pytest_benchmark hypothesis expecttest'.split(); \
+	needed = 'torch ninja setuptools numpy pandas scipy statsmodels kornia pooch PIL rich matplotlib seaborn jinja2 nbformat nbclient ipykernel pytest pytest_benchmark hypothesis expecttest'.split(); \
 	missing = [m for m in needed if u.find_spec(m) is None]; \
 	sys.exit('$(PY) lacks: ' + ', '.join(missing) + '; install them, or let make set up its own environment: drop VENV=' if missing else 0)"
 

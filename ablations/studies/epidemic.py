@@ -1,230 +1,129 @@
-"""Which design choices of a small recurrent network help to forecast an epidemic around its peak?"""
+"""Which design choices of a small network help to forecast an epidemic around its peak?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from ablations.data import sird
-from ablations.design import Factor, Hypothesis, Level, Preset, Response, Study
-from ablations.models import Forecaster
+from ablations.design import DataError, Expected, Factor, Hypothesis, Level, Preset, Response, Study
+from ablations.forecasting.baselines import sir
+from ablations.forecasting.scores import MEDIAN
+from ablations.forecasting.task import Forecasts, ForecastTask, Panel, Predict, Results
 
 DAYS = 260
-LONGEST_HISTORY = 28  # every origin has this many days behind it, whatever the level of `history`
-AROUND_PEAK = 14  # days before and after the peak that count as around it
-AHEAD = 7  # days, of the primary response
 LATEST_PEAK = 180
-EARLIEST_PEAK = LONGEST_HISTORY - 1 + AHEAD + AROUND_PEAK
-VISIBLE = 0.001  # the reported share from which on training asks for forecasts: smaller ones are mostly noise
-POPULATION = 100_000
-FIT_WINDOWS = (3, 5, 7, 10, 14, 21, 28)  # days that an extrapolation may be fitted to
-SHOWN_EPIDEMICS = 4
-SHOWN_ORIGINS = (-14, -7, 0, 7)
+R0, UNSEEN_R0 = (1.5, 3.0), (3.0, 4.0)  # of training and of all tests; of the test out of distribution
+PROCESSES = ("map", "ode", "chain", "gillespie")
+OUTBREAK = 0.05  # the share infected in the end from which on a stochastic epidemic counts as one
+DRAWS = 6  # epidemics simulated for each one kept
 
 
-@dataclass(frozen=True)
-class Epidemics:
-    """Daily infectious shares, each (n, days): as simulated and as reported."""
+class EpidemicTask(ForecastTask):
+    """Simulated epidemics, of random rates and each at a random time: SIR with deaths, reported with noise."""
 
-    truth: np.ndarray
-    reported: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.truth)
-
-    def __getitem__(self, rows: slice) -> Epidemics:
-        return Epidemics(self.truth[rows], self.reported[rows])
-
-    @property
-    def peak_day(self) -> np.ndarray:
-        return self.truth.argmax(axis=1)
-
-    @property
-    def peak_height(self) -> np.ndarray:
-        return self.truth.max(axis=1)
-
-
-@dataclass(frozen=True)
-class Scaler:
-    """Log shares made comparable: mean 0 and deviation 1 over the epidemics it was fitted to."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def fit(cls, epidemics: Epidemics) -> Scaler:
-        logarithm = log_share(epidemics.reported)
-        return cls(float(logarithm.mean()), float(logarithm.std()))
-
-    def scale(self, logarithm: np.ndarray) -> np.ndarray:
-        return (logarithm - self.mean) / self.deviation
-
-
-def log_share(share: np.ndarray) -> np.ndarray:
-    """The logarithm of a share; less than one case counts as one."""
-    return np.log(np.maximum(share, 1 / POPULATION))
-
-
-def simulate(count: int, noise: float, generator: np.random.Generator) -> Epidemics:
-    """Epidemics slow enough that all forecasts around their peak have the longest history behind them."""
-    rates = sird.draw_rates(4 * count, generator)
-    truth = sird.daily_map(rates, DAYS).infectious
-    peak_day = truth.argmax(axis=1)
-    truth = truth[(peak_day >= EARLIEST_PEAK) & (peak_day <= LATEST_PEAK)][:count]
-    return Epidemics(truth, sird.observe(truth, POPULATION, noise, generator))
-
-
-def windows(series: np.ndarray, origins: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Values at origin + offset; series (n, days), origins (n, m), offsets (k,) -> (n, m, k)."""
-    return series[np.arange(len(series))[:, None, None], origins[:, :, None] + offsets]
-
-
-def extrapolate(reported: np.ndarray, origins: np.ndarray, degree: int, window: int, ahead: np.ndarray) -> np.ndarray:
-    """Forecasts (n, m, len(ahead)) by a polynomial fitted to the log share of the last `window` days, at most 1.
-
-    Degree 0 with a window of one day is persistence, 1 is log-linear, 2 log-quadratic.
-    """
-    past = np.arange(1 - window, 1)
-    weights = np.vander(ahead, degree + 1) @ np.linalg.pinv(np.vander(past, degree + 1))
-    return np.exp(windows(log_share(reported), origins, past) @ weights.T).clip(max=1)
-
-
-def error_around_peak(forecast: np.ndarray, epidemics: Epidemics) -> float:
-    """Mean absolute error of forecasts (n, 29) for the days around the peak, over the peak height."""
-    days = epidemics.peak_day[:, None] + np.arange(-AROUND_PEAK, AROUND_PEAK + 1)
-    truth = np.take_along_axis(epidemics.truth, days, axis=1)
-    return float((np.abs(forecast - truth) / epidemics.peak_height[:, None]).mean())
-
-
-def extrapolation_error(epidemics: Epidemics, degree: int, window: int) -> float:
-    """The primary response of an extrapolation."""
-    forecast = extrapolate(epidemics.reported, peak_origins(epidemics), degree, window, np.array([AHEAD]))
-    return error_around_peak(forecast[:, :, 0], epidemics)
-
-
-def peak_origins(epidemics: Epidemics) -> np.ndarray:
-    """Origins (n, 29) whose forecast 7 days ahead falls around the peak."""
-    return epidemics.peak_day[:, None] + np.arange(-AROUND_PEAK, AROUND_PEAK + 1) - AHEAD
-
-
-class EpidemicTask:
-    """Forecasts of the log infectious share, as its change since the last report, from the last `history` reports.
-
-    Histories are noisy reports; what is forecast, in training as in tests, is the simulated share itself.
-    """
-
-    per_model: ClassVar[frozenset[str]] = frozenset({"noise"})
-
-    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
-        if not 1 <= settings["history"] <= LONGEST_HISTORY:
-            raise ValueError(f"history {settings['history']} is not possible; allowed are 1 to {LONGEST_HISTORY} days")
-        self.settings = settings
-        generator = np.random.default_rng(seed)
-        train, validation = settings["train_epidemics"], settings["validation_epidemics"]
-        epidemics = simulate(train + validation + settings["test_epidemics"], settings["noise"], generator)
-        self.train = epidemics[:train]
-        self.validation = epidemics[train : train + validation]
-        self.test = epidemics[train + validation :]
-        self.split = (self.train.truth, self.validation.truth, self.test.truth)
-        self.scaler = Scaler.fit(self.train)
-        self.past = np.arange(1 - settings["history"], 1)
-        self.future = np.arange(1, settings["horizon"] + 1)
-        origins = self._training_origins(generator)
-        self.train_inputs = self._inputs(self.train, origins)
-        self.train_targets = self._targets(self.train, origins)
+    ahead, around, longest_history = 7, 14, 28
+    shown_origins: ClassVar[tuple[int, ...]] = (-14, -7, 0, 7)
+    visible, most = 0.001, 1.0
 
     @staticmethod
     def data_version(settings: Mapping[str, Any]) -> str:
-        return "1"
+        return "2"
 
-    def model(self) -> torch.nn.Module:
-        chosen = {name: self.settings[name] for name in ("cell", "hidden_size", "depth", "dense", "horizon")}
-        return Forecaster(**chosen)
+    def draw(self, generator: np.random.Generator) -> tuple[Panel, Panel, Panel]:
+        self.floor = 1 / self.settings["population"]
+        train, validation = self.settings["train_epidemics"], self.settings["validation_epidemics"]
+        count = train + validation + self.settings["test_epidemics"]
+        self.rates, courses = simulate(self.settings, count, R0, generator)
+        self._apart = np.random.default_rng([self.seed, 2])
+        panel = self._observed(courses, generator)
+        self.courses = sird.Course(*(course[train + validation :] for course in courses))
+        return panel[:train], panel[train : train + validation], panel[train + validation :]
 
-    def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return inputs
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.smooth_l1_loss(outputs, targets)
-
-    def validate(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        origins = peak_origins(self.validation)
-        outputs = predict(self._inputs(self.validation, origins))
-        forecast = self._shares(outputs, self.validation, origins)
-        return {
-            "validation_loss": float(self.loss(outputs, self._targets(self.validation, origins))),
-            "validation_error": error_around_peak(forecast[:, :, AHEAD - 1], self.validation),
-        }
-
-    def evaluate(
-        self, predict: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def leaked(self, generator: np.random.Generator) -> Panel:
+        """The test epidemics take the places of training epidemics: as they are ("windows"), or reported anew
+        ("epidemics")."""
+        if self.settings["leakage"] == "scaling":
+            return self.train
         test = self.test
-        origins = peak_origins(test)
-        forecast = self._shares(predict(self._inputs(test, origins)), test, origins)
-        before = test.peak_day[:, None] + np.arange(-AROUND_PEAK, 0)
-        course = self._shares(predict(self._inputs(test, before)), test, before)
-        forecast_peak_day = before + 1 + course.argmax(axis=2)
-        height = test.peak_height[:, None]
-        responses = {
-            "error": error_around_peak(forecast[:, :, AHEAD - 1], test),
-            "peak_day_error": float(np.abs(forecast_peak_day - test.peak_day[:, None]).mean()),
-            "peak_height_error": float((np.abs(course.max(axis=2) - height) / height).mean()),
+        if self.settings["leakage"] == "epidemics":
+            test = self._observed(self.courses, np.random.default_rng([self.seed, 3]))
+        return test.joined(self.train)[: len(self.train)]
+
+    def references(self, panel: Panel, origins: np.ndarray) -> Forecasts:
+        """Extrapolations, the fitted SIR model, and the oracle that knows each epidemic's rates."""
+        first = self.settings["train_epidemics"]
+        learned = self.rates[:first]
+        drawn = np.log(np.stack([learned.beta / learned.mu, learned.mu], axis=1))
+        first += 0 if panel is self.validation else self.settings["validation_epidemics"]
+        rates = self.rates[first : first + len(panel)]
+        population, prior = self.settings["population"], (drawn.mean(axis=0), drawn.std(axis=0))
+        return {
+            **self.extrapolations(panel, origins),
+            "sir_fit": sir(panel.reported, origins, self.future, population, prior=prior),
+            "oracle": sir(panel.reported, origins, self.future, population, known=rates),
         }
-        return responses | self._references(), self._shown(predict)
 
-    def _references(self) -> dict[str, float]:
-        """Errors of forecasts without learning; fits use the window that serves their kind best in validation."""
-        references = {"persistence_error": extrapolation_error(self.test, 0, 1)}
-        for degree, name in ((1, "log_linear_error"), (2, "log_quadratic_error")):
-            errors = {window: extrapolation_error(self.validation, degree, window) for window in FIT_WINDOWS}
-            references[name] = extrapolation_error(self.test, degree, min(errors, key=lambda window: errors[window]))
-        return references
+    def evaluate(self, predict: Predict) -> Results:
+        """Besides, the error on epidemics that spread faster than any in training."""
+        responses, arrays = super().evaluate(predict)
+        _, courses = simulate(self.settings, self.settings["test_epidemics"], UNSEEN_R0, self._apart)
+        unseen = self._observed(courses, self._apart)
+        forecast = self.forecast(predict, unseen, self.origins(unseen))
+        responses["unseen_error"] = self.error(forecast[..., MEDIAN], unseen)
+        names = dict(zip(("susceptible", "infectious", "recovered", "dead"), self.courses, strict=True))
+        return responses, arrays | {name: course[:1].astype(np.float32) for name, course in names.items()}
 
-    def _shown(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, np.ndarray]:
-        """Arrays of the figure `forecasts`: shares of the population, of the first test epidemics."""
-        shown = self.test[:SHOWN_EPIDEMICS]
-        origins = shown.peak_day[:, None] + np.array(SHOWN_ORIGINS)
-        arrays = {
-            "day": np.arange(DAYS),
-            "truth": shown.truth,
-            "observed": shown.reported,
-            "origin": np.array(SHOWN_ORIGINS),
-            "peak_day": shown.peak_day,
-            "forecast": self._shares(predict(self._inputs(shown, origins)), shown, origins),
-        }
-        return {name: array.astype(np.float32) for name, array in arrays.items()}
+    def _observed(self, courses: sird.Course, generator: np.random.Generator) -> Panel:
+        """What is reported of the epidemics; the truth to forecast is the share whose infection would be reported."""
+        settings = self.settings
+        reporting = generator.uniform(settings["least_reported"], 1, (len(courses.infectious), 1))
+        truth = reporting * courses.infectious
 
-    def _training_origins(self, generator: np.random.Generator) -> np.ndarray:
-        """Origins (n, origins_per_epidemic) drawn among the days on which the epidemic is visible in the reports."""
-        possible = (self.train.reported >= VISIBLE).astype(float)
-        possible[:, : LONGEST_HISTORY - 1] = 0
-        possible[:, DAYS - self.settings["horizon"] :] = 0
-        draws = generator.random((len(self.train), self.settings["origins_per_epidemic"]))
-        cumulative = possible.cumsum(axis=1)
-        return (cumulative[:, None, :] > draws[:, :, None] * cumulative[:, None, -1:]).argmax(axis=2)
+        def observe(share: np.ndarray) -> np.ndarray:
+            return sird.observe(share, settings["population"], settings["noise"], generator, settings["weekday"])
 
-    def _inputs(self, epidemics: Epidemics, origins: np.ndarray) -> torch.Tensor:
-        """Scaled histories (n * m, history, 1)."""
-        history = windows(log_share(epidemics.reported), origins, self.past)
-        return torch.from_numpy(self.scaler.scale(history)).float().reshape(-1, len(self.past), 1)
+        channels = [observe(truth)]
+        if settings["observed"] == "all":
+            removed = [observe(reporting * share) for share in (courses.recovered, courses.dead)]
+            channels += [(1 - channels[0] - sum(removed)).clip(min=0), *removed]
+        return Panel(truth, np.stack(channels, axis=1))
 
-    def _targets(self, epidemics: Epidemics, origins: np.ndarray) -> torch.Tensor:
-        """Change of the log share since the last report, (n * m, horizon)."""
-        change = windows(log_share(epidemics.truth), origins, self.future) - self._last(epidemics, origins)
-        return torch.from_numpy(change).float().reshape(-1, len(self.future))
 
-    def _shares(self, outputs: torch.Tensor, epidemics: Epidemics, origins: np.ndarray) -> np.ndarray:
-        """Forecast shares (n, m, horizon) from the network's outputs, at most 1."""
-        change = outputs.double().numpy().reshape(*origins.shape, len(self.future))
-        return np.exp(self._last(epidemics, origins) + change).clip(max=1)
+def simulate(
+    settings: Mapping[str, Any], count: int, r0: tuple[float, float], generator: np.random.Generator
+) -> tuple[sird.Rates, sird.Course]:
+    """Epidemics whose peaks lie between the days on which every forecast around them has its history and its future.
 
-    def _last(self, epidemics: Epidemics, origins: np.ndarray) -> np.ndarray:
-        return windows(log_share(epidemics.reported), origins, np.array([0]))
+    Each begins on a random day, so that fast ones peak as late as slow ones. Those that would peak after the
+    latest day are left out, as are stochastic ones that die out early. Raises `DataError` for an unknown process,
+    and if too few epidemics remain.
+    """
+    process, population = settings["process"], settings["population"]
+    if process not in PROCESSES:
+        raise DataError(f"process {process!r} is unknown; allowed are {', '.join(PROCESSES)}")
+    rates = sird.draw_rates(DRAWS * count if process != "gillespie" else 2 * count, generator, r0)
+    if process in ("chain", "gillespie"):
+        stochastic = sird.binomial_chain if process == "chain" else sird.gillespie
+        course = stochastic(rates, DAYS, population, generator)
+    else:
+        course = (sird.ode if process == "ode" else sird.daily_map)(rates, DAYS)
+    peak_day = course.infectious.argmax(axis=1)
+    earliest = EpidemicTask.longest_history - 1 + EpidemicTask.ahead + EpidemicTask.around
+    wanted = np.maximum(peak_day, generator.integers(earliest, LATEST_PEAK + 1, len(rates)))
+    kept = np.flatnonzero((peak_day <= LATEST_PEAK) & (1 - course.susceptible[:, -1] >= OUTBREAK))[:count]
+    if len(kept) < count:
+        raise DataError(
+            f"only {len(kept)} of {len(rates)} epidemics simulated by {process!r} in a population of {population:,} "
+            f"spread and peak by day {LATEST_PEAK}; {count} were asked for. Use fewer epidemics or a larger population"
+        )
+    late = (wanted - peak_day)[kept, None]
+    days = np.arange(DAYS) - late
+    begun = [np.take_along_axis(share[kept], days.clip(min=0), axis=1) for share in course]
+    before = [1.0, 0.0, 0.0, 0.0]
+    return rates[kept], sird.Course(*(np.where(days < 0, b, share) for b, share in zip(before, begun, strict=True)))
 
 
 _SETTINGS = {
@@ -232,46 +131,98 @@ _SETTINGS = {
     "validation_epidemics": 100,
     "test_epidemics": 100,
     "origins_per_epidemic": 10,
-    "noise": 0.1,
-    "horizon": 28,
-    "hidden_size": 32,
+    "process": "map",
+    "population": 100_000,
+    "least_reported": 1.0,
+    "weekday": 0.0,
+    "classical_forecasts": 15,
     "epochs": 20,
     "batch_size": 64,
-    "learning_rate": 5e-3,
-    "clip": 1.0,
+    "learning_rate": 2e-2,
+    "schedule": "one-cycle",
 }
 MATTERS = 0.01  # of the peak height: a smaller difference would change nobody's plans
+_QUICK = {  # what fits into minutes; all else on demand, by name
+    "cell": ("gru", "lstm", "rnn", "mlp"),
+    "hidden_size": ("32",),
+    "bidirectional": ("forward",),
+    "strategy": ("direct",),
+    "horizon": ("28",),
+    "clip": ("1",),
+    "keep_bias": ("chance",),
+}
+
+
+def _level(name: str, setting: str, value: object, trying: str, because: str, expects: Expected) -> Level:
+    return Level(name, {setting: value}, Hypothesis(trying, because, expects, MATTERS))
+
 
 STUDY = Study(
     name="epidemic",
     title="Forecasting an epidemic around its peak",
-    question="Which design choices of a small recurrent network help to forecast an epidemic around its peak?",
-    version="1",
+    question="Which design choices of a small network help to forecast an epidemic around its peak?",
+    version="2",
     factors=(
         Factor(
             "cell",
             "recurrent cell",
             (
                 Level("gru", {"cell": "gru"}),
-                Level(
+                _level(
                     "lstm",
-                    {"cell": "lstm"},
-                    Hypothesis(
-                        trying="an LSTM in place of the GRU",
-                        because="two weeks of history are too short for a separate cell state to pay",
-                        expects="equal",
-                        margin=MATTERS,
-                    ),
+                    "cell",
+                    "lstm",
+                    "an LSTM in place of the GRU",
+                    "two weeks of history are too short for a separate cell state to pay",
+                    "equal",
                 ),
-                Level(
+                _level(
                     "rnn",
-                    {"cell": "rnn"},
-                    Hypothesis(
-                        trying="a plain tanh RNN in place of the GRU",
-                        because="without gates the last noisy reports overwrite what earlier ones told of the trend",
-                        expects="worse",
-                        margin=MATTERS,
-                    ),
+                    "cell",
+                    "rnn",
+                    "a plain tanh RNN in place of the GRU",
+                    "without gates the last noisy reports overwrite what earlier ones told of the trend",
+                    "worse",
+                ),
+                _level(
+                    "leaky",
+                    "cell",
+                    "leaky",
+                    "leaky units in place of the GRU",
+                    "a fixed leak averages noise away as a gate would, and two weeks need no memory that adapts",
+                    "equal",
+                ),
+                _level(
+                    "gru-before",
+                    "cell",
+                    "gru-before",
+                    "the reset gate before the product, as lectures write the GRU",
+                    "the two forms differ in what the reset gate hides, which a smooth trend hardly needs hidden",
+                    "equal",
+                ),
+                _level(
+                    "esn",
+                    "cell",
+                    "esn",
+                    "an echo state network, whose recurrent part stays random",
+                    "random units hold fewer features of the trend than as many that learnt which to hold",
+                    "worse",
+                ),
+                _level(
+                    "tcn",
+                    "cell",
+                    "tcn",
+                    "a temporal convolution in place of the GRU",
+                    "two weeks fit into its view, and smoothing and differences are what convolutions do",
+                    "equal",
+                ),
+                _level(
+                    "mlp",
+                    "cell",
+                    "mlp",
+                    "one dense layer on the whole window in place of the GRU",
+                    "it must learn for each day apart what a recurrent network learns once for all",
+                    "worse",
                 ),
             ),
         ),
@@ -280,25 +231,21 @@ STUDY = Study(
             "days of history",
             (
                 Level("14", {"history": 14}),
-                Level(
+                _level(
                     "7",
-                    {"history": 7},
-                    Hypothesis(
-                        trying="one week of history in place of two",
-                        because="a week of noisy reports shows how fast the epidemic grows, but not that growth slows",
-                        expects="worse",
-                        margin=MATTERS,
-                    ),
+                    "history",
+                    7,
+                    "one week of history in place of two",
+                    "a week of noisy reports shows how fast the epidemic grows, but not that growth slows",
+                    "worse",
                 ),
-                Level(
+                _level(
                     "28",
-                    {"history": 28},
-                    Hypothesis(
-                        trying="four weeks of history in place of two",
-                        because="noise averages out over more reports and the slowing of growth shows",
-                        expects="better",
-                        margin=MATTERS,
-                    ),
+                    "history",
+                    28,
+                    "four weeks of history in place of two",
+                    "noise averages out over more reports and the slowing of growth shows",
+                    "better",
                 ),
             ),
         ),
@@ -307,15 +254,36 @@ STUDY = Study(
             "recurrent layers",
             (
                 Level("1", {"depth": 1}),
-                Level(
+                _level(
                     "2",
-                    {"depth": 2},
-                    Hypothesis(
-                        trying="a second recurrent layer",
-                        because="the first can smooth the reports and the second follow how their growth changes",
-                        expects="better",
-                        margin=MATTERS,
-                    ),
+                    "depth",
+                    2,
+                    "a second recurrent layer",
+                    "the first can smooth the reports and the second follow how their growth changes",
+                    "better",
+                ),
+            ),
+        ),
+        Factor(
+            "hidden_size",
+            "hidden units",
+            (
+                Level("32", {"hidden_size": 32}),
+                _level(
+                    "8",
+                    "hidden_size",
+                    8,
+                    "a quarter of the hidden units",
+                    "the rates of an epidemic and its stage are few numbers, but estimating them takes more",
+                    "worse",
+                ),
+                _level(
+                    "64",
+                    "hidden_size",
+                    64,
+                    "twice the hidden units",
+                    "an epidemic has three rates and a stage, which 32 units hold already",
+                    "equal",
                 ),
             ),
         ),
@@ -324,23 +292,176 @@ STUDY = Study(
             "added dense layers",
             (
                 Level("0", {"dense": 0}),
-                Level(
+                _level(
                     "1",
-                    {"dense": 1},
-                    Hypothesis(
-                        trying="a dense layer between the last hidden state and the output",
-                        because="the course after the peak bends, which a linear output cannot read from one state",
-                        expects="better",
-                        margin=MATTERS,
-                    ),
+                    "dense",
+                    1,
+                    "a dense layer between the last hidden state and the output",
+                    "the course after the peak bends, which a linear output cannot read from one state",
+                    "better",
+                ),
+            ),
+        ),
+        Factor(
+            "bidirectional",
+            "reading direction",
+            (
+                Level("forward", {"bidirectional": False}),
+                _level(
+                    "both",
+                    "bidirectional",
+                    True,
+                    "reading the history in both directions",
+                    "the newest reports matter most, and a backward pass reads them first and forgets them",
+                    "equal",
+                ),
+            ),
+        ),
+        Factor(
+            "strategy",
+            "way to forecast several days",
+            (
+                Level("direct", {"strategy": "direct"}),
+                _level(
+                    "recursive",
+                    "strategy",
+                    "recursive",
+                    "day by day, each forecast fed back",
+                    "errors feed on themselves over 28 days",
+                    "worse",
+                ),
+                _level(
+                    "encoder-decoder",
+                    "strategy",
+                    "encoder-decoder",
+                    "a decoder that goes on from the last state",
+                    "it shares between days what the direct output learns for each day apart",
+                    "better",
+                ),
+            ),
+        ),
+        Factor(
+            "horizon",
+            "days forecast",
+            (
+                Level("28", {"horizon": 28}),
+                _level(
+                    "7",
+                    "horizon",
+                    7,
+                    "forecasts of one week in place of four",
+                    "what the later days teach of the epidemic's stage makes up for their share of the loss",
+                    "equal",
+                ),
+            ),
+        ),
+        Factor(
+            "noise",
+            "noise of the reports",
+            (
+                Level("0.1", {"noise": 0.1}),
+                _level(
+                    "0",
+                    "noise",
+                    0.0,
+                    "reports with no noise but that of counting",
+                    "then two weeks show how growth slows, and the future follows from it",
+                    "better",
+                ),
+                _level(
+                    "0.3",
+                    "noise",
+                    0.3,
+                    "three times the noise",
+                    "the trend of two weeks drowns in it",
+                    "worse",
+                ),
+            ),
+        ),
+        Factor(
+            "observed",
+            "what is observed",
+            (
+                Level("infectious", {"observed": "infectious"}),
+                _level(
+                    "all",
+                    "observed",
+                    "all",
+                    "the susceptible, recovered and dead beside the infectious",
+                    "how many are still susceptible tells when growth must end",
+                    "better",
+                ),
+            ),
+        ),
+        Factor(
+            "clip",
+            "clipping of gradients",
+            (
+                Level("1", {"clip": 1.0}),
+                _level(
+                    "none",
+                    "clip",
+                    None,
+                    "no clipping",
+                    "gradients through two weeks of a gated cell neither vanish nor explode",
+                    "equal",
+                ),
+            ),
+        ),
+        Factor(
+            "keep_bias",
+            "initial bias of the gate that keeps the state",
+            (
+                Level("chance", {"keep_bias": None}),
+                _level(
+                    "1",
+                    "keep_bias",
+                    1.0,
+                    "a gate that keeps its state at first (bias 1)",
+                    "it helps where gradients must cross long gaps, and two weeks are none",
+                    "equal",
+                ),
+            ),
+        ),
+        Factor(
+            "leakage",
+            "leak from test to training",
+            (
+                Level("none", {"leakage": "none"}),
+                _level(
+                    "windows",
+                    "leakage",
+                    "windows",
+                    "windows of the tested epidemics in training, as a random split of windows does",
+                    "the test then asks for what was seen a day before or after",
+                    "better",
+                ),
+                _level(
+                    "epidemics",
+                    "leakage",
+                    "epidemics",
+                    "the tested epidemics in training, but reported anew",
+                    "the network may remember each epidemic's course instead of learning what they share",
+                    "better",
+                ),
+                _level(
+                    "scaling",
+                    "leakage",
+                    "scaling",
+                    "scaling with the mean and deviation of all data, tests included",
+                    "two numbers of hundreds of epidemics tell next to nothing of any one",
+                    "equal",
                 ),
             ),
         ),
     ),
     responses=(
         Response("error", "7-day-ahead error around the peak", "accuracy", "lower", "%"),
+        Response("wis", "weighted interval score", "accuracy", "lower", "%"),
+        Response("miscoverage", "gap between stated and true coverage", "accuracy", "lower", "%"),
         Response("peak_day_error", "error of the peak day", "accuracy", "lower", "days"),
         Response("peak_height_error", "error of the peak height", "accuracy", "lower", "%"),
+        Response("unseen_error", "7-day-ahead error at unseen R0", "accuracy", "lower", "%"),
         Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),
         Response("parameters", "parameters", "complexity", "lower"),
         Response("flops", "arithmetic operations per forecast", "complexity", "lower"),
@@ -348,12 +469,18 @@ STUDY = Study(
         Response("seconds_per_step", "time per training step", "complexity", "lower", "s"),
     ),
     presets={
-        "smoke": Preset(_SETTINGS | {"train_epidemics": 40, "test_epidemics": 20, "epochs": 3}, seeds=2),
-        "quick": Preset(_SETTINGS, seeds=16),
+        "smoke": Preset(
+            _SETTINGS
+            | {"train_epidemics": 40, "validation_epidemics": 20, "test_epidemics": 20, "epochs": 3}
+            | {"classical_forecasts": 2},
+            seeds=2,
+            levels=_QUICK,
+        ),
+        "quick": Preset(_SETTINGS, seeds=16, levels=_QUICK),
         "full": Preset(
             _SETTINGS
-            | {"train_epidemics": 4000, "validation_epidemics": 500, "test_epidemics": 1000, "hidden_size": 64}
-            | {"epochs": 40, "batch_size": 256},
+            | {"train_epidemics": 4000, "validation_epidemics": 500, "test_epidemics": 1000}
+            | {"epochs": 40, "batch_size": 256, "classical_forecasts": 290},
             seeds=30,
         ),
     },

@@ -178,7 +178,10 @@ class GRU(_PlacesReset, _Layers):
 
 
 class RNN(_Layers):
-    """`torch.nn.RNN`, on the fused kernel where it serves: same arguments, parameters, state_dict and results."""
+    """`torch.nn.RNN`, on the fused kernel where it serves: same arguments, parameters, state_dict and results.
+
+    Beyond torch: `leak` below 1 makes the units leaky integrators, as in Jaeger et al. 2007, with the same parameters.
+    """
 
     _op = "rnn"
     _run = staticmethod(ops.rnn)
@@ -191,16 +194,27 @@ class RNN(_Layers):
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         *args: Any,
+        leak: float = 1.0,
         **kwargs: Any,
     ) -> None:
         _refuse_projection(kwargs)
+        if not 0 < leak <= 1:
+            raise ValueError(f"leak must lie in (0, 1], got {leak}; 1 is the plain RNN")
+        self.leak = leak
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity: Any = nonlinearity
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
     def _options(self) -> dict[str, Any]:
-        return {"activation": self.nonlinearity}
+        return {"activation": self.nonlinearity, "leak": self.leak}
+
+    def _is_native(self, input: Any) -> bool:
+        return self.leak == 1 and super()._is_native(input)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.leak == 1 else f"{shown}, leak={self.leak}"
 
 
 def _known_reset(reset: Reset) -> Reset:
