@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-seconds",
         type=_positive_seconds,
-        default=1.5,
+        default=1.0,
         metavar="SECONDS",
         help="With --benchmark: time spent measuring each case, over all processes. Default: %(default)s.",
     )

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from ablations.report.figures.theme import GRID, INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, themed
 from ablations.report.html import inline
@@ -47,7 +48,7 @@ def forest(rows: Sequence[Row]) -> Figure:
     axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=7.5)
     for label, (_, text) in zip(axes.get_yticklabels(), ticks, strict=True):
         label.set_fontweight("bold" if "-train" in text or "-infer" in text or "-runs" in text else "normal")
-    _plain_ticks(axes.xaxis, (0.5, 1, 2, 5, 10, 20, 50))
+    _plain_ticks(axes.xaxis, LogLocator(subs=(1, 2, 5)))
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -72,6 +73,8 @@ def roofline(rows: Sequence[Row]) -> Figure:
             ms=5.5,
         )
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="GFLOP/s of ours")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis, LogLocator(subs=(1, 2, 5)))
     axes.legend(ncols=2)
     return figure
 
@@ -92,9 +95,8 @@ def scaling(found: Sequence[Law]) -> Figure:
             axes.plot(law.sizes, law.values, "o-" if ours else "s--", color=colour, ms=3.5, lw=1.2, label=law.label)
         axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="ms per step" if unit == "ms" else "MB held")
         sizes = sorted({size for law in _laws(found, unit, axis) for size in law.sizes})
-        axes.set_xticks(sizes[:: 1 + len(sizes) // 6], minor=False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _plain_ticks(axes.xaxis, FixedLocator(sizes[:: 1 + len(sizes) // 6]))
+        _plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
         axes.legend(fontsize=6)
     return figure
 
@@ -211,7 +213,7 @@ def write_page(results: Sequence[Results], folder: Path) -> Path:
     return path
 
 
-def _plain_ticks(axis: object, places: Sequence[float]) -> None:
-    axis.set_major_locator(FixedLocator(places))  # type: ignore[attr-defined]
-    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))  # type: ignore[attr-defined]
+def _plain_ticks(axis: Axis, places: Locator) -> None:
+    axis.set_major_locator(places)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,7 +72,7 @@ def _recurrent(case: Recurrent, module: nn.Module) -> onnx.GraphProto:
         "B": np.stack([np.concatenate([ordered(b_ih), ordered(b_hh)]) for *_, b_ih, b_hh in per_direction]),
     }
     outputs = ["y", "h", "c"] if case.cell == "LSTM" else ["y", "h"]
-    options = {"linear_before_reset": 1} if case.cell == "GRU" else {}
+    options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "GRU" else {}
     node = helper.make_node(
         case.cell,
         ["x", *constants],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,19 +39,25 @@ def section(results: Sequence[tuple[str, Results]]) -> str:
     for shape, text in RUNS.items():
         cells = [_cell([row for row in rows if row.shape == shape] * (mode == "training")) for _, mode, rows in columns]
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(results)]) + "\n"
+    notes = textwrap.fill(" ".join(_notes(results)), 120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, "", notes]) + "\n"
 
 
 def published() -> str:
-    """The section as bench/results has it.
+    """The section as bench/results has it: a table per machine.
 
     Raises:
         ResultError: there are no results.
     """
-    found = [(path.stem, read(path)) for path in sorted(RESULTS.glob("*.json"))]
-    if not found:
+    machines: dict[str, list[tuple[str, Results]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        results = read(path)
+        machines.setdefault(results.about["machine"], []).append((path.stem, results))
+    if not machines:
         raise ResultError(f"{RESULTS} holds no results; `python -m bench record` measures some")
-    return section(sorted(found, key=lambda named: -int(named[1].about["threads"])))
+    for found in machines.values():
+        found.sort(key=lambda named: -int(named[1].about["threads"]))
+    return "\n".join(map(section, machines.values()))
 
 
 def write() -> int:

@@ -181,6 +181,15 @@ def read(path: Path) -> Results:
         raise ResultError(f"{path}: no result of `pytest --benchmark --benchmark-json` ({reason})") from error
 
 
+def write_slim(path: Path, slim: Path) -> None:
+    """A result without each block's time and the processor's description: a line per case, numbers to six digits."""
+    data = json.loads(path.read_text(), parse_float=lambda text: float(f"{float(text):.6g}"))
+    benchmarks = [{"name": b["name"], "extra_info": b["extra_info"]} for b in data["benchmarks"]]
+    head = {"datetime": data["datetime"], "machine_info": {"recurve": data["machine_info"]["recurve"]}}
+    lines = ",\n".join(json.dumps(benchmark) for benchmark in benchmarks)
+    slim.write_text(f'{json.dumps(head)[:-1]}, "benchmarks": [\n{lines}\n]}}\n')
+
+
 def write_pairs(path: Path, measured: Mapping[str, Sequence[Measurement]]) -> None:
     """Every block of every process, competitor and part as a row of a CSV file."""
     with path.open("w", newline="") as file:

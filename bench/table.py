@@ -85,7 +85,7 @@ def _add_row(table: Table, label: str, parts: Mapping[str, Row]) -> None:
         _ratio(row.ratio),
         f"{_ratio(row.low)} - {_ratio(row.high)}",
         *(_ratio(parts[part].ratio) if part in parts else "" for part in ("forward", "backward")),
-        f"±{row.band - 1:.1%}",
+        f"±{row.band - 1:.{1 if row.band < 1.0995 else 0}%}",
         f"{row.won:.0%}",
         Text(row.verdict, style=STYLES[row.verdict]),
         f"{row.milliseconds:.3g}" if row.milliseconds < 999.5 else f"{row.milliseconds:.0f}",

@@ -65,14 +65,15 @@ class Workers:
         share = seconds / len(self._pools)
         for number in self._order.sample(range(len(self._pools)), len(self._pools)):
             try:
-                found[number] = self._pools[number].submit(measure_here, case, share, number, conditions).result()
+                measuring = self._pools[number].submit(measure_here, case, share, number, conditions, bool(found))
+                found[number] = measuring.result()
             except BrokenProcessPool:
                 self._pools[number] = _pool()
                 raise
         return [found[number] for number in sorted(found)]
 
 
-def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions) -> Measurement:
+def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions, checked: bool) -> Measurement:
     """The case in this process. The process is one of its own: it keeps the conditions."""
     _keep(conditions)
     problem, left_out = peers.joined(case, case.problem(seed, conditions.device), conditions.peers)
@@ -84,7 +85,7 @@ def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions) 
         except RuntimeError as error:
             left_out["graph"] = str(error)
         else:
-            races[name] = measure(entered, seconds, seed, clock)
+            races[name] = measure(entered, seconds, seed, clock, checked)
     after = Limits.probe(case.bytes, conditions.device)
     held = {name: held_bytes(problem.competitors[name], problem.samples[0]) for name in (OURS, NATIVE)}
     return Measurement(races, Limits.highest([probe for probe in (before, after) if probe]), left_out, held)

@@ -1,8 +1,14 @@
-"""A row of results to vary."""
+"""Made-up results."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
 
 from bench.results import Row
 
@@ -33,3 +39,21 @@ ROW = Row(
     threads=2,
     device="cpu",
 )
+
+ABOUT = {
+    **{"recurve": "0.1.0", "torch": "2.13.0", "python": "3.11", "machine": "a machine, 2 cores", "kernels": "avx512"},
+    **{"threads": "2", "device": "cpu", "dtype": "float32"},
+}
+
+
+def row(shape: str, *ratios: float, **changed: object) -> Row:
+    logs = tuple(math.log(ratio) for ratio in ratios)
+    mean = math.exp(float(np.mean(logs)))
+    return replace(ROW, shape=shape, ratio=mean, low=min(ratios), high=max(ratios), logs=logs, **changed)  # type: ignore[arg-type]
+
+
+def written(path: Path, rows: Sequence[Row], **about: str) -> Path:
+    benchmarks = [{"name": row.case, "extra_info": {"rows": [asdict(row)]}} for row in rows]
+    machine = {"recurve": ABOUT | about}
+    path.write_text(json.dumps({"datetime": "2026-11-24T00:00:00", "machine_info": machine, "benchmarks": benchmarks}))
+    return path

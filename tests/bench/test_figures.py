@@ -1,0 +1,60 @@
+"""Figures and the page: what they hold, and scaling laws that are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rows import ABOUT, ROW
+
+from bench.figures import write_page
+from bench.results import Results, Row
+from bench.scaling import laws
+
+
+def gru(shape: str, milliseconds: float, **changed: object) -> Row:
+    known = replace(ROW, group="recurrent-GRU-train", shape=shape, milliseconds=milliseconds)
+    return replace(known, **changed)  # type: ignore[arg-type]
+
+
+SWEEP = [gru(f"T{t}-B32-I3-H32", 0.1 * t, other_milliseconds=0.01 * t**2) for t in (8, 16, 32, 64)]
+ENSEMBLES = [
+    gru(f"E{e}-T30-B32-I3-H32", 1.0, group="ensemble-GRU-train", held_megabytes=0.5 * e) for e in (1, 4, 16, 64)
+]
+
+
+def test_exponents_of_known_power_laws_are_found() -> None:
+    found = {(law.axis, law.unit, law.name): law.slope for law in laws([*SWEEP, *ENSEMBLES])}
+    assert found["steps", "ms", "recurve"] == pytest.approx(1)
+    assert found["steps", "ms", "torch.nn"] == pytest.approx(2)
+    assert found["models", "MB", "recurve"] == pytest.approx(1)
+    assert found["models", "ms", "recurve"] == pytest.approx(0, abs=1e-9)
+
+
+def test_fewer_than_four_sizes_or_two_differences_make_no_law() -> None:
+    mixed = [gru("T8-B32-I3-H32", 1), gru("T16-B16-I3-H32", 2), gru("T32-B8-I3-H32", 3), gru("T64-B4-I3-H32", 4)]
+    assert laws(mixed) == []
+    assert laws(SWEEP[:3]) == []
+
+
+def test_results_of_one_and_two_threads_make_the_law_of_threads() -> None:
+    both = [gru("T8-B32-I3-H32", 2.0, threads=1), gru("T8-B32-I3-H32", 1.0, threads=2)]
+    slopes = [law.slope for law in laws(both) if (law.axis, law.unit, law.name) == ("threads", "ms", "recurve")]
+    assert slopes == [pytest.approx(-1)]
+
+
+def test_the_page_holds_every_figure_and_every_comparison(tmp_path: Path) -> None:
+    rows = [
+        *SWEEP,
+        *ENSEMBLES,
+        replace(ROW, shape="B1-C3-O32-S32-K3", limit_share=None),
+        replace(SWEEP[0], other="jax"),
+    ]
+    rows += [replace(SWEEP[0], part=part) for part in ("forward", "backward")]
+    page = write_page([Results(rows, {**ABOUT, "date": "2026-11-24"})], tmp_path).read_text()
+    names = {"forest", "roofline", "heat_map", "scaling"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == names == {path.stem for path in tmp_path.glob("*.svg")}
+    assert page.count("<figure>") == len(names)
+    assert page.count("<tr>") == 1 + len(rows)
+    assert "2026-11-24" in page
