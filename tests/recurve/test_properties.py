@@ -1,5 +1,7 @@
 """Claims on any call at all: hypothesis draws shapes, strides, options and the gradients wanted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import EPSILON, Block, Sequence, assert_close, reference, results, served, strided
@@ -110,7 +112,8 @@ def check_float64(case, data):
 
 
 def check_threads(case, data):
-    assume(case.op != "conv_block" or case.options["stride"] == (1, 1))  # others run on torch's op, which promises less
+    if case.op == "conv_block":  # other strides run on torch's op, which promises less
+        case = replace(case, options=case.options | {"stride": (1, 1)})
     tensors, arguments, wanted = drawn_call(data, case)
     tensors = {name: t.float() for name, t in tensors.items()}
     with served(case):
