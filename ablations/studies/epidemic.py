@@ -485,5 +485,5 @@ STUDY = Study(
         ),
     },
     task=EpidemicTask,
-    figures=("forecasts",),
+    figures=("forecasts", "peak_by_origin", "score_by_horizon", "coverage", "history_by_noise", "compartments"),
 )

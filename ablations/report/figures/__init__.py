@@ -5,6 +5,18 @@
 
 from ablations.report.figures.comparisons import forest, levels
 from ablations.report.figures.drawings import draw
+from ablations.report.figures.epidemics import (
+    compartment_table,
+    compartments,
+    coverage,
+    coverage_table,
+    history_by_noise,
+    history_table,
+    horizon_table,
+    origin_table,
+    peak_by_origin,
+    score_by_horizon,
+)
 from ablations.report.figures.gradients import gradient_norms, gradient_table
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles
 from ablations.report.figures.learning import learning_curves, targets
@@ -17,6 +29,10 @@ __all__ = [
     "INK",
     "MUTED",
     "Drawing",
+    "compartment_table",
+    "compartments",
+    "coverage",
+    "coverage_table",
     "declare",
     "draw",
     "forecast_table",
@@ -25,10 +41,16 @@ __all__ = [
     "gradient_norms",
     "gradient_table",
     "heat_map",
+    "history_by_noise",
+    "history_table",
+    "horizon_table",
     "interaction_plot",
     "learning_curves",
     "levels",
+    "origin_table",
+    "peak_by_origin",
     "profiles",
+    "score_by_horizon",
     "shift_accuracy",
     "shift_table",
     "targets",

@@ -7,6 +7,13 @@ from importlib import import_module
 
 from ablations.report.evidence import Evidence, curve_measure
 from ablations.report.figures.comparisons import forest, levels
+from ablations.report.figures.epidemics import (
+    draw_compartments,
+    draw_coverage,
+    draw_history_by_noise,
+    draw_peak_by_origin,
+    draw_score_by_horizon,
+)
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles, scores_by_level
 from ablations.report.figures.learning import learning_curves, targets
 from ablations.report.figures.studies import draw_forecasts, draw_shift_accuracy
@@ -17,7 +24,12 @@ from ablations.statistics import interquartile_mean
 from ablations.statistics.aggregate import FEWEST_CONDITIONS
 
 STUDY_FIGURES: dict[str, Callable[[Evidence], Drawing | None]] = {
+    "compartments": draw_compartments,
+    "coverage": draw_coverage,
     "forecasts": draw_forecasts,
+    "history_by_noise": draw_history_by_noise,
+    "peak_by_origin": draw_peak_by_origin,
+    "score_by_horizon": draw_score_by_horizon,
     "shift_accuracy": draw_shift_accuracy,
 }
 REFERENCE_CAPTION = " Dashed lines are forecasts without a network, averaged over the baseline's test sets."

@@ -101,7 +101,7 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
         colours = level_colours(factor)
         for name in present_levels(data, factor):
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
-            line = _mean_band(mine.assign(y=np.log(mine["y"])) if logarithmic else mine, x)
+            line = mean_band(mine.assign(y=np.log(mine["y"])) if logarithmic else mine, x)
             if logarithmic:
                 line = line.apply(np.exp)
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
@@ -115,7 +115,7 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
     return figure
 
 
-def _mean_band(data: pd.DataFrame, x: str) -> pd.DataFrame:
+def mean_band(data: pd.DataFrame, x: str) -> pd.DataFrame:
     grouped = data[np.isfinite(data["y"])].groupby(x)["y"].agg(["mean", "std", "count"])
     grouped = grouped[grouped["count"] == grouped["count"].max()]
     n = grouped["count"]

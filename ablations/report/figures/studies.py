@@ -17,6 +17,8 @@ from ablations.report.figures.theme import INK, MUTED, PALETTE, WIDTH, Drawing, 
 from ablations.report.numbers import number
 from ablations.statistics import baseline_runs, one_factor_runs
 
+INTERVALS = ("low_95", "high_95", "low_50", "high_50")
+
 
 @themed
 def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
@@ -33,15 +35,15 @@ def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
         axes.plot(observed["day"], observed["value"], ".", color=MUTED, ms=3.5, alpha=0.8)
         axes.axvline(0, color=MUTED, lw=1, ls=":")
         for origin, ahead in mine[mine["kind"] == "forecast"].groupby("origin"):
-            days = ahead.groupby("day")["value"].agg(["median", "min", "max"])
-            if ahead["seed"].nunique() > 1:
-                axes.fill_between(days.index, days["min"], days["max"], color=colours[origin], alpha=0.22, lw=0)
+            days = ahead.groupby("day")[["value", *INTERVALS]].median().rename(columns={"value": "median"})
+            for low, high in zip(INTERVALS[::2], INTERVALS[1::2], strict=True):
+                axes.fill_between(days.index, days[low], days[high], color=colours[origin], alpha=0.16, lw=0)
             axes.plot(days.index, days["median"], color=colours[origin], lw=2.2)
             start = truth.loc[truth["day"] == origin, "value"]
             axes.plot([origin] * len(start), start, marker="|", color=colours[origin], ms=10, mew=2)
         axes.set_title(title)
         axes.set_xlabel("Days from the peak")
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(0, 1.6 * table.loc[table["kind"] != "forecast", "value"].max())
     is_share = table["value"].max() <= 1
     panels[0].set_ylabel("Infected, share of the population" if is_share else "Infected")
     handles = [
@@ -64,7 +66,8 @@ def shift_accuracy(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figur
 def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
     """The baseline's forecasts of the test epidemics with the smallest, the median and the largest error.
 
-    Columns: title, kind (truth, observed, forecast), seed, origin, day (both relative to the peak), value.
+    Columns: title, kind (truth, observed, forecast), seed, origin, day (both relative to the peak), value, and bounds
+    of the 95 % and the 50 % interval.
     """
     baseline = baseline_runs(evidence.done, evidence.declaration)
     found: dict[bytes, list[tuple[int, int, dict[str, np.ndarray], float]]] = {}
@@ -116,6 +119,9 @@ def _epidemic(seen: list[tuple[int, int, dict[str, np.ndarray], float]]) -> pd.D
         for j, origin in enumerate(theirs["origin"]):
             ahead = origin + 1 + np.arange(theirs["forecast"].shape[-1])
             frame = {"kind": "forecast", "day": ahead, "value": theirs["forecast"][k, j], "origin": origin}
+            for share in ("95", "50"):
+                bounds = theirs.get(f"forecast_{share}", np.full((k + 1, j + 1, len(ahead), 2), np.nan))[k, j]
+                frame |= {f"low_{share}": bounds[:, 0], f"high_{share}": bounds[:, 1]}
             frames.append(pd.DataFrame(frame | {"seed": seed}))
     return pd.concat(frames, ignore_index=True)
 
@@ -125,9 +131,10 @@ def _origin(days: float) -> str:
 
 
 def _forecast_spread(table: pd.DataFrame) -> str:
+    bands = "" if table["low_95"].isna().all() else " Bands are its 50 and 95 % intervals."
     if table.groupby("title")["seed"].nunique().max() > 1:
-        return "Lines are medians over seeds, bands their smallest to largest forecast."
-    return "Each seed has its own test epidemics, so each line is the forecast of one trained network."
+        return f"Lines are medians over seeds.{bands.replace('its', 'median')}"
+    return f"Each seed has its own test epidemics, so each line is the median forecast of one network.{bands}"
 
 
 def draw_forecasts(evidence: Evidence) -> Drawing | None:
