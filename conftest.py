@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+BENCH = Path(__file__).parent / "bench"  # pytest's rootdir follows the files that options name
+
 
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
@@ -116,13 +118,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark needs the machine to itself: leave out -n")
     config.option.benchmark_quiet = True  # pytest-benchmark's own table compares times that were not paired
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args = [str(config.rootpath / "bench")]
+        config.args = [str(BENCH)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
-        benchmark = item.path.is_relative_to(config.rootpath / "bench")
+        benchmark = item.path.is_relative_to(BENCH)
         wanted[benchmark == config.getoption("--benchmark")].append(item)
     items[:] = wanted[True]
     if wanted[False]:

@@ -57,7 +57,7 @@ def _competitor(forward: Forward, weights: Any, mode: Mode, wants_input: bool) -
     def run(arrays: tuple[Array, Array]) -> tuple[Array, ...]:
         return jax.block_until_ready(train(*arrays) if mode == "train" else infer(arrays[0]))
 
-    return Competitor(run, answer=_tensors, prepare=_arrays)
+    return Competitor(run, answer=_tensors, prepare=_arrays, foreign=True)
 
 
 def _lstm(weights: Any, x: Array) -> tuple[Array, ...]:

@@ -43,7 +43,7 @@ def competitor(case: Case, models: Sequence[nn.Module]) -> Competitor:
     def prepare(sample: Sample) -> onnxruntime.OrtValue:
         return bind(sample[0].contiguous().numpy())
 
-    return Competitor(run, answer=answer, prepare=prepare)
+    return Competitor(run, answer=answer, prepare=prepare, foreign=True)
 
 
 def _session(graph: onnx.GraphProto) -> onnxruntime.InferenceSession:

@@ -28,6 +28,7 @@ SLOW_SECONDS = 0.1  # of all first calls: such a case is warm once its answers a
 ERROR_FLOOR, ERROR_CEILING = 1e-5, 1e-4
 READY = 1e-3, 0.5  # an answer is there within so many seconds, or within so much of the time of its run
 TRIES = 5  # of an answer that seems late: someone else may have had the processor
+PAUSE = 0.01  # seconds until one library's idle threads have stopped to spin, and another's may have the processors
 SMALLEST_FACTOR = 0.5  # by which a block's inputs differ from those that the problem came with
 
 
@@ -42,12 +43,14 @@ class Competitor:
     Timed: `forward` of an input, and `backward`, if there is one, of the input and what `forward` returned.
     Not timed: `prepare`, which makes of a sample the competitor's own input, and `answer`, which makes of the last
     result the tensors that are compared; it selects and regroups, and computes nothing.
+    `foreign`: it computes on threads of its own, not on torch's.
     """
 
     forward: Callable[[Any], Any]
     backward: Callable[[Any, Any], Any] | None = None
     answer: Callable[[Any], Sequence[Tensor]] = tuple
     prepare: Callable[[Sample], Any] = lambda sample: sample
+    foreign: bool = False
 
     def run(self, x: Any, now: Callable[[], Any] = time.perf_counter) -> tuple[Any, list[Any]]:
         """The result of one step, and the times at its start, between its parts and at its end."""
@@ -173,12 +176,16 @@ def race(
 
     A block runs all entrants once, in random order, on one input that is new to them: a sample times a factor drawn for
     the block. It lies where the last one lay, so that neither its values nor its place tell an answer known before.
+    Where libraries with threads of their own meet, a turn waits for the last one's threads to sleep, and wakes its own
+    with a step on another input.
     """
     names = list(entrants)
     times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     turns: dict[str, list[int]] = {name: [] for name in names}
 
     memory = tuple(t.clone() for t in spot)
+    mixed = any(entrant.foreign for entrant in entrants.values())
+    other_inputs = {name: entrants[name].prepare(samples[0]) for name in names} if mixed else {}
 
     def block(spotted: bool = False) -> dict[str, tuple[NDArray[np.float64], Any]]:
         sample, factor = (spot, 1.0) if spotted else (order.choice(samples), order.uniform(SMALLEST_FACTOR, 1))
@@ -188,6 +195,9 @@ def race(
         order.shuffle(names)
         measured = {}
         for name in names:
+            if mixed:
+                time.sleep(PAUSE)
+                entrants[name].run(other_inputs[name])
             clock.flush()
             result, marks = entrants[name].run(inputs[name], clock.now)
             measured[name] = clock.intervals(marks), _snapshot(entrants[name], result) if spotted else None
