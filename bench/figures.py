@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 from ablations.report.figures.theme import GRID, INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, themed
 from ablations.report.html import inline
 from bench.cases import Recurrent, parse
-from bench.protocol import NATIVE, OURS
+from bench.protocol import NATIVE
 from bench.ratios import Verdict
 from bench.results import Results, Row
 from bench.scaling import AXES, Law, laws
@@ -59,23 +60,26 @@ def roofline(rows: Sequence[Row]) -> Figure:
     fields = ["group", "intensity", "gflops_per_second", "peak_gflops_per_second", "peak_gigabytes_per_second"]
     data = pd.DataFrame([[getattr(row, field) for field in fields] for row in rows], columns=fields).dropna()
     data["limit"] = data["peak_gflops_per_second"].clip(upper=data["intensity"] * data["peak_gigabytes_per_second"])
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
+    data[["op", "mode"]] = data["group"].str.rsplit("-", n=1, expand=True)
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.8))
     axes.vlines(data["intensity"], data["gflops_per_second"], data["limit"], color=GRID, lw=0.8)
-    axes.plot(data["intensity"], data["limit"], "_", color=INK, ms=6, label="limit of a case, measured beside it")
-    for number, (group, members) in enumerate(data.groupby("group")):
-        axes.plot(
-            members["intensity"],
-            members["gflops_per_second"],
-            MARKERS[number % len(MARKERS)],
-            color=PALETTE[number % len(PALETTE)],
-            markerfacecolor="white" if "infer" in str(group) else None,
-            label=str(group),
-            ms=5.5,
-        )
+    axes.plot(data["intensity"], data["limit"], "_", color=INK, ms=6, label="limit, measured beside it")
+    for number, op in enumerate(sorted(data["op"].unique())):
+        look: dict[str, Any] = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "color": PALETTE[number % len(PALETTE)],
+            "ls": "",
+            "ms": 5.5,
+        }
+        for mode, face in (("train", PALETTE[number % len(PALETTE)]), ("infer", "white")):
+            points = data[(data["op"] == op) & (data["mode"] == mode)]
+            if len(points):
+                places = points["intensity"], points["gflops_per_second"]
+                axes.plot(*places, **look, markerfacecolor=face, label=f"{op}-{mode}")
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="GFLOP/s of ours")
     for axis in (axes.xaxis, axes.yaxis):
         _plain_ticks(axis, LogLocator(subs=(1, 2, 5)))
-    axes.legend(ncols=2)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -89,15 +93,19 @@ def scaling(found: Sequence[Law]) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (unit, axis) in zip(grid.flat, panels, strict=False):
-        for number, law in enumerate(_laws(found, unit, axis)):
-            ours = law.name == OURS
-            colour = PALETTE[number // 2 % len(PALETTE)]
-            axes.plot(law.sizes, law.values, "o-" if ours else "s--", color=colour, ms=3.5, lw=1.2, label=law.label)
+        members = _laws(found, unit, axis)
+        for number, law in enumerate(members):
+            colour = PALETTE[number % len(PALETTE)]
+            what = law.group if axis == "threads" else law.group.partition("-")[2]
+            label = f"{what}: {law.slope:.2f} ({law.native_slope:.2f})"
+            axes.plot(law.sizes, law.ours, "o-", color=colour, ms=3.5, lw=1.2, label=label)
+            axes.plot(law.sizes, law.native, "s--", color=colour, ms=3.5, lw=1.2, markerfacecolor="white")
         axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="ms per step" if unit == "ms" else "MB held")
-        sizes = sorted({size for law in _laws(found, unit, axis) for size in law.sizes})
+        sizes = sorted({size for law in members for size in law.sizes})
         _plain_ticks(axes.xaxis, FixedLocator(sizes[:: 1 + len(sizes) // 6]))
         _plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
-        axes.legend(fontsize=6)
+        axes.margins(y=0.25)
+        axes.legend(fontsize=6.5, loc="upper left", handlelength=1)
     return figure
 
 
@@ -141,7 +149,7 @@ def heat_map(rows: Sequence[Row]) -> Figure:
 def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
     """All figures that a result allows, and the scaling laws within `every` row."""
     steps = [row for row in results.rows if row.part == "step"]
-    native = [row for row in steps if row.other == NATIVE]
+    cases = [row for row in steps if row.other == NATIVE and not row.group.endswith("-runs")]  # a run is no single op
     found = [
         Drawing(
             "forest",
@@ -154,7 +162,7 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
             "figures.forest(rows)",
         )
     ]
-    if any(row.limit_share for row in native):
+    if any(row.limit_share for row in cases):
         found.append(
             Drawing(
                 "roofline",
@@ -163,18 +171,18 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "peak, or what the memory bandwidth at its size allows, both measured beside it. Open markers: "
                 "inference.",
                 "Scatter plot of GFLOP/s against FLOP per byte, with the limit over each point.",
-                roofline(native),
+                roofline(cases),
                 "figures.roofline(rows)",
             )
         )
-    if any(isinstance(parse(row.case), Recurrent) for row in native if "runs" not in row.group):
+    if any(isinstance(parse(row.case), Recurrent) for row in cases):
         found.append(
             Drawing(
                 "heat_map",
                 "Where it is faster",
                 "torch.nn's time over ours by batch and hidden units. Purple: ours is faster; orange: slower.",
                 "Heat maps of time ratios, a panel per cell and mode.",
-                heat_map([row for row in native if "runs" not in row.group]),
+                heat_map(cases),
                 "figures.heat_map(rows)",
             )
         )
@@ -185,7 +193,8 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "scaling",
                 "How it grows",
                 "Time of a step, and what it holds for the backward pass, against one size, the others fixed, on "
-                "logarithmic axes. Slopes are fitted by least squares: 1 is proportional growth.",
+                "logarithmic axes: solid is ours, dashed torch.nn's. Slopes, torch.nn's in brackets, are fitted by "
+                "least squares: 1 is proportional growth.",
                 "Line plots of milliseconds and megabytes against sizes, ours and torch.nn's.",
                 scaling(fitted),
                 "figures.scaling(laws(rows))",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from bench.cases import Case, Ensemble, Recurrent, parse
-from bench.protocol import NATIVE, OURS
+from bench.cases import Ensemble, Recurrent, parse
 from bench.results import Row
 
 AXES = {
@@ -20,65 +19,84 @@ AXES = {
     "threads": "threads",
 }
 Unit = Literal["ms", "MB"]
-FEWEST = 4  # sizes that make a sweep
-THREADS_FEWEST = 2
+MEMORY_AXES = ("steps", "models")
+FEWEST = 4  # sizes that make a sweep; of threads, two do
 
 
 @dataclass(frozen=True)
 class Law:
-    """Milliseconds or megabytes at `sizes` of one axis, and the exponent of the power law through them."""
+    """Milliseconds or megabytes at `sizes` of one axis, ours and torch.nn's, and the exponents of their power laws."""
 
     axis: str
     unit: Unit
-    name: str
-    what: str
+    group: str
     sizes: tuple[int, ...]
-    values: tuple[float, ...]
+    ours: tuple[float, ...]
+    native: tuple[float, ...]
 
     @property
     def slope(self) -> float:
-        """By least squares on logarithms; 1 is proportional."""
-        return float(np.polyfit(np.log(self.sizes), np.log(self.values), 1)[0])
+        """Of ours, by least squares on logarithms; 1 is proportional."""
+        return _slope(self.sizes, self.ours)
 
     @property
-    def label(self) -> str:
-        return f"{self.what}, {self.name}: {self.slope:.2f}"
+    def native_slope(self) -> float:
+        return _slope(self.sizes, self.native)
 
 
 def laws(rows: Sequence[Row]) -> list[Law]:
-    """Sweeps along each axis: cases of one group that differ in nothing else, at four sizes or more."""
+    """Sweeps along each axis: cases of one group that differ in nothing else, at four sizes or more.
+
+    They are those on most threads; the sweep of threads itself is over the geometric mean of a group's cases.
+    """
+    most = max((row.threads for row in rows), default=0)
     found = []
     for axis in AXES:
         sweeps: dict[object, dict[int, Row]] = {}
         for row in rows:
-            case = None if row.group.endswith("runs") else parse(row.case)
-            if axis == "threads":
-                sweeps.setdefault((row.case, row.clock), {})[row.threads] = row
-            elif isinstance(case, Recurrent | Ensemble) and hasattr(case, axis):
-                sweeps.setdefault((_rest(case, axis), row.threads, row.clock), {})[getattr(case, axis)] = row
+            case = None if row.group.endswith("-runs") else parse(row.case)
+            if row.threads == most and isinstance(case, Recurrent | Ensemble) and hasattr(case, axis):
+                others: dict[str, Any] = {axis: 1}
+                sweeps.setdefault(replace(case, **others), {})[getattr(case, axis)] = row
         for sweep in sweeps.values():
-            if len(sweep) >= (THREADS_FEWEST if axis == "threads" else FEWEST):
-                found += _both(axis, sweep)
+            if len(sweep) >= FEWEST:
+                found += _of_sweep(axis, sweep)
+    return found + _of_threads(rows)
+
+
+def _of_sweep(axis: str, sweep: dict[int, Row]) -> list[Law]:
+    """In time and, where something is held for a backward pass, in memory."""
+    sizes = tuple(sorted(sweep))
+    rows = [sweep[size] for size in sizes]
+    group = rows[0].group
+    times = [tuple(row.milliseconds for row in rows), tuple(row.other_milliseconds for row in rows)]
+    found = [Law(axis, "ms", group, sizes, *times)]
+    held = [(row.held_megabytes, row.other_held_megabytes) for row in rows]
+    known = [(ours, native) for ours, native in held if ours is not None and native is not None]
+    if axis in MEMORY_AXES and len(known) == len(rows):
+        found.append(Law(axis, "MB", group, sizes, *zip(*known, strict=True)))
     return found
 
 
-def _rest(case: Case, axis: str) -> Case:
-    return replace(case, **{axis: 1})  # type: ignore[type-var]
+def _of_threads(rows: Sequence[Row]) -> list[Law]:
+    groups: dict[str, dict[int, dict[str, Row]]] = {}
+    for row in rows:
+        groups.setdefault(row.group, {}).setdefault(row.threads, {})[row.case] = row
+    found = []
+    for group, by_threads in groups.items():
+        sizes = tuple(sorted(by_threads))
+        common = set.intersection(*(set(cases) for cases in by_threads.values()))
+        if len(sizes) > 1 and common:
+            members = [[by_threads[size][case] for case in sorted(common)] for size in sizes]
+            ours = tuple(_mean([row.milliseconds for row in cases]) for cases in members)
+            native = tuple(_mean([row.other_milliseconds for row in cases]) for cases in members)
+            found.append(Law("threads", "ms", group, sizes, ours, native))
+    return found
 
 
-def _both(axis: str, sweep: dict[int, Row]) -> list[Law]:
-    """Ours and torch.nn's, in time and, where something is held for a backward pass, in memory."""
-    sizes = tuple(sorted(sweep))
-    rows = [sweep[size] for size in sizes]
-    what = rows[0].group.split("-", 1)[1]
-    values: dict[tuple[str, Unit], list[float | None]] = {
-        (OURS, "ms"): [row.milliseconds for row in rows],
-        (NATIVE, "ms"): [row.other_milliseconds for row in rows],
-        (OURS, "MB"): [row.held_megabytes for row in rows],
-        (NATIVE, "MB"): [row.other_held_megabytes for row in rows],
-    }
-    return [
-        Law(axis, unit, name, what, sizes, tuple(known))
-        for (name, unit), numbers in values.items()
-        if len(known := [number for number in numbers if number is not None]) == len(sizes)
-    ]
+def _mean(values: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def _slope(sizes: Sequence[int], values: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
