@@ -21,7 +21,7 @@ endif
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
 SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
 
-.PHONY: report test test-all sanitize faults benchmark record lint build check-environment clean
+.PHONY: report test test-all sanitize faults benchmark record gpu lint build check-environment clean
 
 report: build
 	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
@@ -51,6 +51,10 @@ benchmark: build
 # The main table on all threads and on one, published under bench/results and in the README: about 10 minutes.
 record: build
 	$(PY) -m bench record
+
+# Builds, tests, checks and measures on this machine's GPU in under 10 minutes; writes bench/results/<gpu>.json and .log.
+gpu: $(INSTALLED)
+	$(PY) -m bench.gpu
 
 lint: $(INSTALLED)
 	$(PY) -m pip install -q -c constraints.txt ruff mypy clang-format pandas-stubs

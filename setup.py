@@ -57,8 +57,8 @@ def cuda_obstacle() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if cpp_extension.CUDA_HOME is None:
         return "nvcc is not found; set CUDA_HOME"
-    if not sources("cuda", ".cu"):
-        return "this version has no CUDA kernels"
+    if not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
+        return f"{cpp_extension.CUDA_HOME}/include lacks cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
     return None
 
 
@@ -69,7 +69,8 @@ def extension_arguments(mode: str) -> dict:
     if mode == "cuda" and obstacle is not None:
         raise SystemExit(f"RECURVE_BUILD=cuda cannot be had: {obstacle}")
     with_cuda = obstacle is None and mode != "cpu"
-    defines = [("RECURVE_DEVICES", '"cpu, cuda"' if with_cuda else '"cpu"')]
+    reason = "" if with_cuda else obstacle or "RECURVE_BUILD=cpu"
+    defines = [("RECURVE_DEVICES", '"cpu, cuda"' if with_cuda else '"cpu"'), ("RECURVE_WITHOUT_CUDA", f'"{reason}"')]
     arguments: dict = {
         "name": "recurve._C",
         "sources": [*sources("torch", ".cpp"), "csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"],

@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 
 FULL = (torch.float32, torch.float64)
-HALF = (torch.bfloat16, torch.float16)  # in and out; the arithmetic is that of float32
+HALF = (torch.bfloat16, torch.float16)  # in and out; sums are those of float32
+CUDA_OPS = ("lstm", "gru", "rnn")
 FUSED_DTYPES = {"lstm": FULL + HALF, "gru": FULL + HALF, "rnn": FULL + HALF, "conv_block": FULL}
 
 
@@ -24,6 +25,9 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 _C, _REASON = _load()
+_BUILD: dict[str, str] = {} if _C is None else _C.build_info()
+_WITH_CUDA = "cuda" in _BUILD.get("devices", "")
+LEAST_CAPABILITY = (8, 0)
 
 
 def module() -> ModuleType | None:
@@ -42,10 +46,31 @@ def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the extension is missing: {_REASON}"
     if not has(op):
         return "this build of the extension lacks it; rebuild with `make build`"
-    if device.type != "cpu":
+    if device.type == "cuda":
+        why = _cuda_obstacle(op, device)
+        if why is not None:
+            return why
+    elif device.type != "cpu":
         return f"no fused kernel for device {device.type}"
     if dtype not in FUSED_DTYPES[op]:
         return f"no fused kernel for {dtype}"
+    return None
+
+
+def _gpu() -> str:
+    kernels = "CUDA kernels are built" if _WITH_CUDA else f"no CUDA kernels: {_BUILD.get('without_cuda', _REASON)}"
+    if not torch.cuda.is_available():
+        return f"none that torch can use; {kernels}"
+    return f"{torch.cuda.get_device_name()}; {kernels}"
+
+
+def _cuda_obstacle(op: str, device: torch.device) -> str | None:
+    if not _WITH_CUDA:
+        return f"no CUDA kernels: {_BUILD.get('without_cuda')}; `RECURVE_BUILD=cuda make build` builds them"
+    if op not in CUDA_OPS:
+        return f"no CUDA kernel of {op}"
+    if not torch.compiler.is_compiling() and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return "the GPU is older than compute capability 8.0 (Ampere)"
     return None
 
 
@@ -57,10 +82,12 @@ def status() -> str:
     if _C is None:
         lines.append(f"extension: missing, everything runs on native ops: {_REASON}")
     else:
-        build = _C.build_info()
-        lines.append(f"extension: built for {build['devices']} against torch {build['torch']} by {build['compiler']}")
+        lines.append(
+            f"extension: built for {_BUILD['devices']} against torch {_BUILD['torch']} by {_BUILD['compiler']}"
+        )
         lines.append(f"instruction set: {_C.instruction_set()} (has {', '.join(_C.instruction_sets())})")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    lines.append(f"GPU: {_gpu()}")
     for op, dtypes in FUSED_DTYPES.items():
         for device in devices:
             for dtype in dtypes:

@@ -14,6 +14,7 @@ namespace {
 std::map<std::string, std::string> build_info() {
   return {
       {"devices", RECURVE_DEVICES},
+      {"without_cuda", RECURVE_WITHOUT_CUDA},  // the reason
       {"torch", TORCH_VERSION},
       {"compiler", __VERSION__},
   };

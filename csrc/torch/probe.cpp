@@ -57,7 +57,7 @@ ProbeEntry Probe::record(const Options& options, const at::Tensor& w_ih, const a
   const auto like = gates.options();
   at::Tensor active = at::ones({steps, batch}, like.dtype(at::kBool));
   if (lengths.has_value() && lengths->defined())
-    active = at::arange(steps, lengths->options()).unsqueeze(1) < lengths->unsqueeze(0);
+    active = (at::arange(steps, lengths->options()).unsqueeze(1) < lengths->unsqueeze(0)).to(gates.device());
   const at::Tensor count = active.sum(1) * hidden;  // (T)
   std::vector<at::Tensor> shares;
   for (size_t gate = 0; gate < kinds.size(); ++gate) {

@@ -1,117 +1,16 @@
 // The recurrent ops: schemas, CPU implementations over the kernels, and autograd.
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "../cpu/memory.h"
 #include "parallel.h"
-#include "probe.h"
+#include "sequence.h"
 
 namespace recurve {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// The tensors of a call, contiguous, the weights and states with a leading ensemble axis.
-struct Inputs {
-  Tensor x;  // (T, B, I) shared by all models, or (E, T, B, I)
-  Tensor h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets;
-  bool ensemble, shared;
-  int64_t models, steps, batch, inputs, hidden;
-
-  Inputs(const Options& options, const Tensor& x_, const Tensor& h0_, const OptionalTensor& c0_, const Tensor& w_ih_,
-         const Tensor& w_hh_, const OptionalTensor& b_ih_, const OptionalTensor& b_hh_, const OptionalTensor& lengths_,
-         const OptionalTensor& resets_) {
-    const char* op = name_of(options.cell);
-    const int64_t gates = gate_count(options.cell);
-    ensemble = w_ih_.dim() == 3;
-    shared = x_.dim() == 3;
-    TORCH_CHECK(w_ih_.dim() == 2 || ensemble, op, ": w_ih must be (gates H, I) or (E, gates H, I), got ",
-                w_ih_.sizes());
-    TORCH_CHECK(shared || (x_.dim() == 4 && ensemble), op, ": x must be (T, B, I), or (E, T, B, I) beside weights ",
-                "with a leading E, got ", x_.sizes());
-    models = ensemble ? w_ih_.size(0) : 1;
-    steps = x_.size(-3), batch = x_.size(-2), inputs = x_.size(-1), hidden = h0_.size(-1);
-    TORCH_CHECK(steps > 0, op, ": Expected sequence length to be larger than 0 in RNN");
-    x = x_.contiguous();
-    if (!shared) TORCH_CHECK(x.size(0) == models, op, ": x has ", x.size(0), " models, the weights have ", models);
-    w_ih = whole(op, "w_ih", w_ih_, {gates * hidden, inputs});
-    w_hh = whole(op, "w_hh", w_hh_, {gates * hidden, hidden});
-    TORCH_CHECK(b_ih_.has_value() == b_hh_.has_value(), op, ": give both biases or neither");
-    if (b_ih_.has_value()) {
-      b_ih = whole(op, "b_ih", *b_ih_, {gates * hidden});
-      b_hh = whole(op, "b_hh", *b_hh_, {gates * hidden});
-    }
-    h0 = whole(op, "h0", h0_, {batch, hidden});
-    if (c0_.has_value()) c0 = whole(op, "c0", *c0_, {batch, hidden});
-    if (lengths_.has_value()) {
-      TORCH_CHECK(
-          lengths_->dim() == 1 && lengths_->size(0) == batch && at::isIntegralType(lengths_->scalar_type(), false), op,
-          ": lengths must be (B,) = (", batch, ",) of an integer type, got ", lengths_->sizes(), " of ",
-          lengths_->scalar_type());
-      lengths = lengths_->to(at::kCPU, at::kLong).contiguous();
-      if (batch > 0)
-        TORCH_CHECK(lengths.min().item<int64_t>() >= 0 && lengths.max().item<int64_t>() <= steps, op,
-                    ": lengths must lie in [0, ", steps, "], got ", lengths.min().item<int64_t>(), " to ",
-                    lengths.max().item<int64_t>());
-    }
-    if (resets_.has_value()) {
-      TORCH_CHECK(resets_->dim() == 2 && resets_->size(0) == steps && resets_->size(1) == batch &&
-                      resets_->scalar_type() == at::kBool,
-                  op, ": resets must be (T, B) = (", steps, ", ", batch, ") of bool, got ", resets_->sizes(), " of ",
-                  resets_->scalar_type());
-      resets = resets_->contiguous();
-    }
-  }
-
-  SequenceShape shape(const Options& options) const {
-    return {options.cell,
-            models,
-            steps,
-            batch,
-            hidden,
-            options.reverse,
-            lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr,
-            resets.defined() ? resets.const_data_ptr<bool>() : nullptr,
-            static_cast<Activation>(options.activation),
-            options.leak};
-  }
-
- private:
-  // The tensor as (E, ...), contiguous, after a check of its shape, dtype and device.
-  Tensor whole(const char* op, const char* what, const Tensor& tensor, std::vector<int64_t> shape) const {
-    const auto own = static_cast<int64_t>(shape.size());
-    const bool leads = tensor.dim() == own + 1;
-    TORCH_CHECK((tensor.dim() == own || leads) && tensor.sizes().slice(leads ? 1 : 0) == at::IntArrayRef(shape), op,
-                ": ", what, " must be ", at::IntArrayRef(shape), ensemble ? ", with a leading E or not" : "", ", got ",
-                tensor.sizes());
-    TORCH_CHECK(!leads || (ensemble && tensor.size(0) == models), op, ": ", what, " has ", tensor.size(0),
-                " models, w_ih has ", models, ensemble ? "" : " and no ensemble axis");
-    TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), op, ": ", what, " is ", tensor.scalar_type(), ", x is ",
-                x.scalar_type(), "; convert one of them");
-    TORCH_CHECK(tensor.device() == x.device(), op, ": ", what, " is on ", tensor.device(), ", x on ", x.device());
-    if (leads) return tensor.contiguous();
-    shape.insert(shape.begin(), models);
-    return tensor.unsqueeze(0).expand(shape).contiguous();
-  }
-};
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
-}
-
-// The biases that do not pass the reset gate, (E, gates H), and that of n that does, (E, H).
-std::pair<Tensor, Tensor> split_biases(const Inputs& in, Cell cell) {
-  if (!in.b_ih.defined()) return {};
-  if (cell != Cell::gru) return {in.b_ih + in.b_hh, Tensor()};
-  Tensor sum = in.b_ih.clone();
-  sum.narrow(1, 0, 2 * in.hidden) += in.b_hh.narrow(1, 0, 2 * in.hidden);
-  return {sum, in.b_hh.narrow(1, 2 * in.hidden, in.hidden).contiguous()};
-}
 
 // Like at::empty, in memory that the next call takes over.
 Tensor workspace(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -119,10 +18,6 @@ Tensor workspace(at::IntArrayRef sizes, const at::TensorOptions& options) {
   void* block = take_block(bytes);
   return at::from_blob(block, sizes, [block, bytes](void*) { give_block(block, bytes); }, options);
 }
-
-struct Kept {
-  Tensor y, h_n, c_n, gates, aux;
-};
 
 Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, I = in.inputs, H = in.hidden;
@@ -156,23 +51,6 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   });
   return out;
 }
-
-// The hidden state before each step (E, T, B, H).
-Tensor states_before(const Inputs& in, const Options& options, const Tensor& y) {
-  const Tensor h0 = in.h0.unsqueeze(1);
-  Tensor before =
-      options.reverse ? at::cat({y.narrow(1, 1, in.steps - 1), h0}, 1) : at::cat({h0, y.narrow(1, 0, in.steps - 1)}, 1);
-  if (in.lengths.defined() && options.reverse) {
-    const Tensor t = at::arange(in.steps, in.lengths.options()).unsqueeze(1);
-    before = at::where((t == in.lengths - 1).unsqueeze(-1), h0, before);
-  }
-  return in.resets.defined() ? before.masked_fill(in.resets.unsqueeze(-1), 0) : before;
-}
-
-struct Gradients {
-  Tensor x, h0, c0, w_ih, w_hh, b_ih, b_hh;
-  Tensor dh_norms, dc_norms;  // (E, T), if asked for: of the gradients of each step's states
-};
 
 // What the backward pass reads beside the inputs; all with a leading E, contiguous.
 struct Left {
@@ -295,52 +173,8 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   });
   if (squares.dh.defined()) d.dh_norms = squares.dh.sum(-1).sqrt();
   if (squares.dc.defined()) d.dc_norms = squares.dc.sum(-1).sqrt();
-  if (bias_sums.defined()) {
-    d.b_hh = bias_sums.narrow(1, all - width, width).clone();
-    d.b_ih = options.cell == Cell::gru ? at::cat({bias_sums.narrow(1, H, 2 * H), bias_sums.narrow(1, 0, H)}, 1)
-                                       : d.b_hh.clone();
-  }
+  if (bias_sums.defined()) set_bias_gradients(d, bias_sums, options.cell);
   return d;
-}
-
-// Sums a gradient over the models that shared a tensor, and drops an ensemble axis that the caller did not give.
-Tensor like_input(const Tensor& gradient, const Tensor& input) {
-  return gradient.dim() == input.dim() ? gradient : gradient.size(0) == 1 ? gradient.squeeze(0) : gradient.sum(0);
-}
-
-Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
-
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// y, h_n, c_n in the caller's shapes; gates and aux for the backward pass, with a leading E; empty where there is none.
-ForwardResult sequence_forward_cpu(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
-                                   const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                                   const OptionalTensor& lengths, const OptionalTensor& resets, int64_t cell,
-                                   bool reverse, int64_t activation, double leak, bool keep) {
-  const Options options{static_cast<Cell>(cell), reverse, activation, leak};
-  const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
-  const Kept out = run_forward(in, options, keep);
-  auto shaped = [&](const Tensor& t) { return !t.defined() ? nothing(x) : in.ensemble ? t : t.squeeze(0); };
-  return {shaped(out.y), shaped(out.h_n), shaped(out.c_n), keep ? out.gates : nothing(x),
-          keep && out.aux.defined() ? out.aux : nothing(x)};
-}
-
-BackwardResult sequence_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dh_n, const OptionalTensor& dc_n,
-                                     const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
-                                     const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                                     const OptionalTensor& lengths, const OptionalTensor& resets, const Tensor& y,
-                                     const Tensor& gates, const Tensor& aux, int64_t cell, bool reverse,
-                                     int64_t activation, double leak, bool need_x, bool need_weights, bool probe) {
-  const Options options{static_cast<Cell>(cell), reverse, activation, leak};
-  const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
-  const Gradients d = run_backward(in, options, dy, dh_n, dc_n, y, gates, aux, need_x, need_weights, probe);
-  auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
-    return gradient.defined() && input.has_value() ? like_input(gradient, *input) : nothing(x);
-  };
-  auto norms = [&](const Tensor& t) { return t.defined() ? t : nothing(x); };
-  return {shaped(d.x, x),       shaped(d.h0, h0),     shaped(d.c0, c0),  shaped(d.w_ih, w_ih), shaped(d.w_hh, w_hh),
-          shaped(d.b_ih, b_ih), shaped(d.b_hh, b_hh), norms(d.dh_norms), norms(d.dc_norms)};
 }
 
 ForwardResult call_forward(const Tensor& x, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
@@ -348,7 +182,7 @@ ForwardResult call_forward(const Tensor& x, const Tensor& h0, const OptionalTens
                            const OptionalTensor& lengths, const OptionalTensor& resets, const Options& o, bool keep) {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow("recurve::sequence_forward", "")
-                       .typed<decltype(sequence_forward_cpu)>();
+                       .typed<decltype(sequence_forward<run_forward>)>();
   return op.call(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, static_cast<int64_t>(o.cell), o.reverse,
                  o.activation, o.leak, keep);
 }
@@ -388,7 +222,7 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
     for (size_t i = 0; i < weights; ++i) need_weights = need_weights || ctx->needs_input_grad(first_weight + i);
     static auto op = c10::Dispatcher::singleton()
                          .findSchemaOrThrow("recurve::sequence_backward", "")
-                         .typed<decltype(sequence_backward_cpu)>();
+                         .typed<decltype(sequence_backward<run_backward>)>();
     const bool probe = ctx->saved_data.count("dh_norms") > 0;
     auto run = [&] {
       return op.call(optional(d[0]), optional(d[1]), d.size() > 2 ? optional(d[2]) : std::nullopt, s[0], s[1],
@@ -495,8 +329,14 @@ TORCH_LIBRARY_IMPL(recurve, CPU, m) {
   m.impl("lstm", lstm);
   m.impl("gru", gru);
   m.impl("rnn", rnn);
-  m.impl("sequence_forward", sequence_forward_cpu);
-  m.impl("sequence_backward", sequence_backward_cpu);
+  m.impl("sequence_forward", sequence_forward<run_forward>);
+  m.impl("sequence_backward", sequence_backward<run_backward>);
+}
+
+TORCH_LIBRARY_IMPL(recurve, CUDA, m) {
+  m.impl("lstm", lstm);
+  m.impl("gru", gru);
+  m.impl("rnn", rnn);
 }
 
 TORCH_LIBRARY_IMPL(recurve, Autograd, m) {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recurve import _probe
+from recurve._extension import HALF
 from recurve.ops import recurrent
 from recurve.ops._aliases import alias
 
@@ -65,7 +66,8 @@ def _fake_forward(
     models = w_ih.shape[0] if w_ih.dim() == 3 else 1
     steps, batch, hidden = x.shape[-3], x.shape[-2], h0.shape[-1]
     gates = x.new_empty(models, steps, batch, GATES[cell] * hidden) if keep else x.new_empty(0)
-    aux = x.new_empty(models, steps, batch, hidden) if keep and cell != RNN else x.new_empty(0)
+    sums = torch.float32 if x.dtype in HALF else x.dtype
+    aux = x.new_empty(models, steps, batch, hidden, dtype=sums) if keep and cell != RNN else x.new_empty(0)
     return y, h_n, torch.empty_like(h_n) if cell == LSTM else x.new_empty(0), gates, aux
 
 

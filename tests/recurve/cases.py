@@ -68,9 +68,11 @@ class Sequence(Case):
     def arguments(self, generator: torch.Generator) -> dict[str, Any]:
         arguments = dict(self.options, reverse=self.reverse)
         if self.lengths:
-            arguments["lengths"] = torch.randint(0, self.steps + 1, (self.batch,), generator=generator)
+            lengths = torch.randint(0, self.steps + 1, (self.batch,), generator=generator, device="cpu")
+            arguments["lengths"] = lengths.to(torch.get_default_device())
         if self.resets:
-            arguments["resets"] = torch.rand(self.steps, self.batch, generator=generator) < 0.3
+            resets = torch.rand(self.steps, self.batch, generator=generator, device="cpu") < 0.3
+            arguments["resets"] = resets.to(torch.get_default_device())
         return arguments
 
 
@@ -105,7 +107,8 @@ class Block(Case):
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    """The same numbers on every device."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(torch.get_default_device())
 
 
 def strided(tensor: Tensor) -> Tensor:
@@ -170,15 +173,21 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], value), name
 
 
-def assert_as_accurate(function: Callable[..., Any], case: Case, generator: torch.Generator, draws: int) -> None:
-    """In float32, over some draws together, relative L2 error at most twice the native path's on the same inputs.
+def assert_as_accurate(
+    function: Callable[..., Any],
+    case: Case,
+    generator: torch.Generator,
+    draws: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """In `dtype`, over some draws together, relative L2 error at most twice the native path's on the same inputs.
 
-    One unit of float32 rounding is the floor. Several draws, because the error of a few numbers is luck.
+    One unit of rounding is the floor. Several draws, because the error of a few numbers is luck.
     """
     runs: list[tuple[dict[str, Tensor], ...]] = []
     for _ in range(draws):
         tensors, arguments = case.tensors(generator), case.arguments(generator)
-        tensors = {name: t.float() for name, t in tensors.items()}
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
         exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, arguments)
         with recurve.backend("native"):
             theirs = results(function, tensors, arguments)
@@ -186,6 +195,6 @@ def assert_as_accurate(function: Callable[..., Any], case: Case, generator: torc
             runs.append((results(function, tensors, arguments), theirs, exact))
     for name in runs[0][2]:
         ours, native, value = (torch.stack([run[i][name].double() for run in runs]) for i in range(3))
-        floor = EPSILON * value.norm()
+        floor = torch.finfo(dtype).eps * value.norm()
         error, allowed = (ours - value).norm(), 2 * (native - value).norm() + floor
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

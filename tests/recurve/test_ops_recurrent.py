@@ -90,6 +90,19 @@ def test_float32_is_about_as_accurate_as_the_native_op_with_many_units(generator
     assert_as_accurate(ops.lstm, Sequence("lstm", steps=10, batch=8, hidden=1024), generator, draws=1)
 
 
+SIXTEEN_BITS = [
+    Sequence(op, steps=9, batch=batch, hidden=hidden, models=models, options=options)
+    for op, options in (("lstm", {}), ("gru", {}), ("gru", BEFORE), ("rnn", {"leak": 0.3}))
+    for batch, hidden, models in ((5, 7, None), (19, 33, 2), (18, 70, None))
+] + [Sequence(op, steps=6, batch=6, lengths=True, resets=True, reverse=True) for op in OPS]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", SIXTEEN_BITS, ids=str)
+def test_16_bit_results_are_about_as_accurate_as_the_native_op(case, dtype, generator):
+    assert_as_accurate(getattr(ops, case.op), case, generator, draws=3, dtype=dtype)
+
+
 def torch_module(case, tensors):
     """The module of torch.nn with these weights, in both directions if the case is reversed."""
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.op]

@@ -1,0 +1,1 @@
+"""Everything that is checked and measured on a GPU: `make gpu`."""

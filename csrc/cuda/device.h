@@ -1,0 +1,62 @@
+// What a kernel asks of the machine: shared memory, the place in its block, and tensor cores. The host emulation of the
+// tests stands in for all of it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "numbers.h"
+
+namespace recurve::cuda {
+
+constexpr int warp_size = 32;
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+__device__ __forceinline__ unsigned char* shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+#else
+  return emulation::shared_memory();
+#endif
+}
+
+__device__ __forceinline__ int lane() { return threadIdx.x % warp_size; }
+__device__ __forceinline__ int warp() { return threadIdx.x / warp_size; }
+__device__ __forceinline__ int warps() { return blockDim.x / warp_size; }
+
+// A float with TF32's 10 bits of mantissa, as bits.
+__device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+#else
+  return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
+#endif
+}
+
+// d += a b on tensor cores, by a whole warp: 16 rows, 8 columns, and 32 bytes of each row of a and column of b. Thread
+// `lane` holds, with q = lane / 4 and w = lane % 4: words w and w + 4 of rows q and q + 8 of a, of column q of b, and
+// of d the columns 2 w and 2 w + 1 of both rows.
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__)
+#define RECURVE_MMA(SHAPE, TYPE)                                       \
+  asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "          \
+               "{%0,%1,%2,%3};"                                        \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (__is_same(T, BFloat16))
+    RECURVE_MMA("m16n8k16", "bf16");
+  else if constexpr (__is_same(T, Half))
+    RECURVE_MMA("m16n8k16", "f16");
+  else
+    RECURVE_MMA("m16n8k8", "tf32");
+#undef RECURVE_MMA
+#elif !defined(__CUDACC__)
+  emulation::multiply<T>(d, a, b);
+#endif
+}
+
+}  // namespace recurve::cuda

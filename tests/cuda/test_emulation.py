@@ -1,0 +1,109 @@
+"""Claim: the CUDA ops pass the CPU ops' tests on an emulated GPU, whatever its size and the order of its threads."""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+from recurve import _extension
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+TORCH = [f"-I{path}" for path in cpp_extension.include_paths()]
+
+# Processors, bytes of shared memory, and whether threads run in descending order.
+LARGE = "132,232448,0"  # weights stay in shared memory
+SMALL = "4,20000,1"  # most are read from global memory
+TINY = "2,100,0"  # no sequence fits: step by step
+
+
+def checked(command: list[str], **environment: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The CUDA ops, compiled for the host."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not found")
+    if not _extension.has("lstm"):
+        pytest.skip("needs the compiled extension")
+    folder = tmp_path_factory.mktemp("emulated")
+
+    def compiled(source: Path) -> str:
+        target = str(folder / f"{source.name}.o")
+        flags = [*FLAGS, f"-I{HERE / 'emulation'}"]
+        language = ["-x", "c++"] if source.suffix == ".cu" else [*TORCH, "-O0"]
+        checked(["g++", *flags, *language, "-c", str(source), "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, [HERE / "emulated.cpp", *KERNELS]))
+    target = str(folder / "emulated.so")
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    checked(["g++", "-shared", "-o", target, *objects, *libraries])
+    return target
+
+
+def passes(library: str, machines: str, tests: str, *, of: int = 1) -> None:
+    """Whether every `of`th of the tests passes."""
+    files, _, chosen = tests.partition(" -k ")
+    said = checked(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "emulated_ops",
+            *files.split(),
+            "-k",
+            chosen,
+        ],
+        PYTHONPATH=os.pathsep.join([str(HERE), str(ROOT / "tests" / "recurve")]),
+        OMP_NUM_THREADS="1",
+        EMULATED=library,
+        EMULATED_MACHINES=machines,
+        EMULATED_SHARE=str(of),
+    )
+    assert " passed" in said
+
+
+OPS = "tests/recurve/test_ops_recurrent.py"
+
+
+def test_results_equal_the_references_in_all_types(library):
+    which = "float64_equals_the_reference or 16_bit or tf32"
+    passes(library, f"{LARGE} {SMALL}", f"{OPS} tests/recurve/tensor_cores.py -k {which}", of=16)
+
+
+def test_results_step_by_step_equal_the_references(library):
+    passes(library, TINY, f"{OPS} -k float64_equals_the_reference", of=16)
+
+
+# Over many steps it is torch's own product on the CPU that loses digits.
+OTHERS = "not as_accurate_as_the_native_op_over_many_steps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [LARGE, SMALL, TINY], ids=["large", "small", "tiny"])
+@pytest.mark.parametrize("file", ["ops_recurrent", "probe", "derivatives", "transforms", "nn_recurrent"])
+def test_all_tests_of_the_ops_pass(library, machine, file):
+    passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [LARGE, SMALL], ids=["large", "small"])
+def test_tensor_cores_round_float32_to_tf32(library, machine):
+    passes(library, machine, "tests/recurve/tensor_cores.py -k tf32 or precision")
