@@ -10,6 +10,9 @@ enum class Activation : int { none = 0, relu, leaky_relu, silu, tanh, sigmoid };
 constexpr const char* activation_names[] = {"none", "relu", "leaky_relu", "silu", "tanh", "sigmoid"};
 constexpr double leaky_relu_slope = 0.01;  // torch's default
 
+// Whether the derivative can be told from the value alone.
+constexpr bool slope_follows_from_value(Activation activation) { return activation != Activation::silu; }
+
 // The sigmoid, exactly zero where its exponential would overflow, so that an infinite input times it is not a number.
 template <class V>
 RECURVE_INLINE V silu_gate(V pre) {
@@ -35,8 +38,8 @@ RECURVE_INLINE V activate(V pre, Activation activation) {
   }
 }
 
-// The derivative at `pre`, given also its value there. Of tanh and sigmoid the value alone is read; of relu its sign
-// serves as well, so that a caller without `pre` may give the value twice.
+// The derivative at `pre`, given also its value there. Where the slope follows from the value, a caller without `pre`
+// may give the value twice.
 template <class V>
 RECURVE_INLINE V activation_slope(V pre, V value, Activation activation) {
   using T = typename Real<V>::Scalar;

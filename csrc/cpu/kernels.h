@@ -117,6 +117,19 @@ struct ConvShape {
     return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
   }
   int64_t pooled(int axis) const { return convolved(axis) / window[axis]; }
+
+  bool depthwise() const { return groups > 1 && groups == channels && groups == outputs; }
+
+  // Whether the forward pass can leave which pixel of each window was the largest, as a byte, for the backward pass.
+  bool keeps_places() const {
+    return pool == Pool::max && window[0] * window[1] <= 256 && slope_follows_from_value(activation);
+  }
+
+  // Whether the backward pass can do without the pre-activations.
+  bool keeps_enough() const {
+    return keeps_places() || (pool == Pool::none && slope_follows_from_value(activation)) ||
+           (pool == Pool::average && activation == Activation::none);
+  }
 };
 
 template <class T>
@@ -126,12 +139,15 @@ struct ConvForward {
   const T* weight;  // (E, O, C / groups, kH, kW)
   const T* bias;    // (E, O), or null
   T* y;             // (E, B, O, pooled H, pooled W)
+  uint8_t* places;  // like y: the pixel of the window that was the largest, row by row; or null
 };
 
 template <class T>
 struct ConvBackward {
   ConvShape shape;
   const T *x, *weight, *bias;
+  const T* y;             // as the forward pass left them; read if the shape keeps enough
+  const uint8_t* places;  // if the shape keeps places
   const T* dy;
   T* dx;       // (E, B, C, H, W), or null
   T* dweight;  // like weight, or null

@@ -16,14 +16,14 @@ using torch::autograd::variable_list;
 
 // What a call asks for besides its tensors.
 struct Options {
-  std::vector<int64_t> stride, padding, dilation;
+  IntArrayRef stride, padding, dilation;
   int64_t groups;
-  std::string activation, pool;
-  std::vector<int64_t> window;
+  c10::string_view activation, pool;
+  IntArrayRef window;
 };
 
 template <size_t N>
-int code_of(const std::string& name, const char* const (&names)[N], const char* what) {
+int code_of(c10::string_view name, const char* const (&names)[N], const char* what) {
   std::string allowed;
   for (size_t i = 0; i < N; ++i) {
     if (name == names[i]) return static_cast<int>(i);
@@ -99,41 +99,60 @@ const T* data(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
+template <class T>
+T* writable(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+// y, and which pixel of each pooling window was the largest if the shape keeps that and `keep` says so, else empty.
+std::tuple<Tensor, Tensor> forward_cpu(const Inputs& in, bool keep) {
+  const ConvShape& s = in.shape;
+  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
+  keep = keep && s.keeps_places();
+  const Tensor places = keep ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor();
+  AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
+    kernels<scalar_t>().conv_forward({s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias),
+                                      y.mutable_data_ptr<scalar_t>(), writable<uint8_t>(places)},
+                                     torch_parallel());
+  });
+  return {in.ensemble ? y : y.squeeze(0), keep ? places : at::empty({0}, y.options().dtype(at::kByte))};
+}
+
 Tensor conv_block_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                       IntArrayRef padding, IntArrayRef dilation, int64_t groups, c10::string_view activation,
                       c10::string_view pool, IntArrayRef window) {
-  const Inputs in(
-      x, weight, bias,
-      {stride.vec(), padding.vec(), dilation.vec(), groups, std::string(activation), std::string(pool), window.vec()});
-  const ConvShape& s = in.shape;
-  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
-  AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
-    kernels<scalar_t>().conv_forward(
-        {s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias), y.mutable_data_ptr<scalar_t>()},
-        torch_parallel());
-  });
-  return in.ensemble ? y : y.squeeze(0);
+  const Inputs in(x, weight, bias, {stride, padding, dilation, groups, activation, pool, window});
+  return std::get<0>(forward_cpu(in, false));
+}
+
+std::tuple<Tensor, Tensor> conv_block_forward_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                                  int64_t groups, c10::string_view activation, c10::string_view pool,
+                                                  IntArrayRef window) {
+  const Inputs in(x, weight, bias, {stride, padding, dilation, groups, activation, pool, window});
+  return forward_cpu(in, true);
 }
 
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor>;
 
 BackwardResult conv_block_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                       const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
-                                       IntArrayRef dilation, int64_t groups, c10::string_view activation,
-                                       c10::string_view pool, IntArrayRef window, bool need_x, bool need_weight) {
-  const Inputs in(
-      x, weight, bias,
-      {stride.vec(), padding.vec(), dilation.vec(), groups, std::string(activation), std::string(pool), window.vec()});
+                                       const OptionalTensor& bias, const Tensor& y, const Tensor& places,
+                                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                       c10::string_view activation, c10::string_view pool, IntArrayRef window,
+                                       bool need_x, bool need_weight) {
+  const Inputs in(x, weight, bias, {stride, padding, dilation, groups, activation, pool, window});
   const ConvShape& s = in.shape;
+  TORCH_CHECK(!s.keeps_places() || places.numel() == y.numel(), "conv_block_backward: places must be as ",
+              "conv_block_forward returned them, got ", places.sizes());
   const auto like = in.x.options();
   const Tensor dx = need_x ? at::empty({s.models, s.batch, s.channels, s.height, s.width}, like) : Tensor();
   const Tensor dweight = need_weight ? at::empty(in.weight.sizes(), like) : Tensor();
   const Tensor dbias = in.bias.defined() ? at::empty({s.models, s.outputs}, like) : Tensor();
-  const Tensor dy_ = dy.contiguous();
+  const Tensor dy_ = dy.contiguous(), y_ = y.contiguous(), places_ = places.contiguous();
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
-    auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<scalar_t>() : nullptr; };
     kernels<scalar_t>().conv_backward({s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias),
-                                       data<scalar_t>(dy_), writable(dx), writable(dweight), writable(dbias)},
+                                       data<scalar_t>(y_), data<uint8_t>(places_), data<scalar_t>(dy_),
+                                       writable<scalar_t>(dx), writable<scalar_t>(dweight), writable<scalar_t>(dbias)},
                                       torch_parallel());
   });
   // A gradient in the shape of its input: summed over the models that shared it, without an axis that it lacked.
@@ -152,18 +171,20 @@ auto& op(const char* name) {
 
 struct ConvFunction : torch::autograd::Function<ConvFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                        Options o) {
+                        const Options& o) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({x, weight, bias.value_or(Tensor())});
+    auto [y, places] =
+        op<decltype(conv_block_forward_cpu)>("recurve::conv_block_forward")
+            .call(x, weight, bias, o.stride, o.padding, o.dilation, o.groups, o.activation, o.pool, o.window);
+    ctx->save_for_backward({x, weight, bias.value_or(Tensor()), y, places});
     ctx->saved_data["stride"] = o.stride;
     ctx->saved_data["padding"] = o.padding;
     ctx->saved_data["dilation"] = o.dilation;
     ctx->saved_data["groups"] = o.groups;
-    ctx->saved_data["activation"] = o.activation;
-    ctx->saved_data["pool"] = o.pool;
+    ctx->saved_data["activation"] = std::string(o.activation);
+    ctx->saved_data["pool"] = std::string(o.pool);
     ctx->saved_data["window"] = o.window;
-    return op<decltype(conv_block_cpu)>("recurve::conv_block")
-        .call(x, weight, bias, o.stride, o.padding, o.dilation, o.groups, o.activation, o.pool, o.window);
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list d) {
@@ -172,7 +193,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     const bool need_x = ctx->needs_input_grad(0), need_weight = ctx->needs_input_grad(1);
     auto run = [&] {
       return op<decltype(conv_block_backward_cpu)>("recurve::conv_block_backward")
-          .call(d[0], s[0], s[1], s[2].defined() ? OptionalTensor(s[2]) : std::nullopt, numbers("stride"),
+          .call(d[0], s[0], s[1], s[2].defined() ? OptionalTensor(s[2]) : std::nullopt, s[3], s[4], numbers("stride"),
                 numbers("padding"), numbers("dilation"), ctx->saved_data["groups"].toInt(),
                 ctx->saved_data["activation"].toStringRef(), ctx->saved_data["pool"].toStringRef(), numbers("window"),
                 need_x, need_weight);
@@ -196,9 +217,7 @@ Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const Optional
       at::GradMode::is_enabled() &&
       (x.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->defined() && bias->requires_grad()));
   if (differentiable)
-    return ConvFunction::apply(x, weight, bias,
-                               Options{stride.vec(), padding.vec(), dilation.vec(), groups, std::string(activation),
-                                       std::string(pool), window.vec()});
+    return ConvFunction::apply(x, weight, bias, Options{stride, padding, dilation, groups, activation, pool, window});
   at::AutoDispatchBelowADInplaceOrView below;
   return op<decltype(conv_block_cpu)>("recurve::conv_block")
       .call(x, weight, bias, stride, padding, dilation, groups, activation, pool, window);
@@ -206,18 +225,20 @@ Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const Optional
 
 }  // namespace
 
-#define RECURVE_TAIL                                                                                        \
-  "Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, str " \
-  "activation, "                                                                                            \
-  "str pool, int[2] pool_size"
+#define RECURVE_CALL "Tensor x, Tensor weight, Tensor? bias"
+#define RECURVE_OPTIONS \
+  "int[2] stride, int[2] padding, int[2] dilation, int groups, str activation, str pool, int[2] pool_size"
 
 TORCH_LIBRARY_FRAGMENT(recurve, m) {
-  m.def("conv_block(" RECURVE_TAIL ") -> Tensor");
-  m.def("conv_block_backward(Tensor dy, " RECURVE_TAIL ", bool need_x, bool need_weight) -> (Tensor, Tensor, Tensor)");
+  m.def("conv_block(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> Tensor");
+  m.def("conv_block_forward(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> (Tensor, Tensor)");
+  m.def("conv_block_backward(Tensor dy, " RECURVE_CALL ", Tensor y, Tensor places, " RECURVE_OPTIONS
+        ", bool need_x, bool need_weight) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(recurve, CPU, m) {
   m.impl("conv_block", conv_block_cpu);
+  m.impl("conv_block_forward", conv_block_forward_cpu);
   m.impl("conv_block_backward", conv_block_backward_cpu);
 }
 

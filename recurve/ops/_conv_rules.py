@@ -14,6 +14,7 @@ from recurve.ops._aliases import alias
 def register() -> None:
     """Attach the rules to the compiled ops."""
     torch.library.register_fake("recurve::conv_block", _fake)
+    torch.library.register_fake("recurve::conv_block_forward", _fake_forward)
     torch.library.register_fake("recurve::conv_block_backward", _fake_backward)
     torch.library.register_autograd("recurve::conv_block_backward", _double_backward, setup_context=_keep_inputs)
     torch.library.register_vmap("recurve::conv_block", _vmap)
@@ -39,6 +40,14 @@ def _fake(
     return x.new_empty(*weight.shape[:-4], x.shape[-4], weight.shape[-4], *sides)
 
 
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    y = _fake(x, weight, bias, *options)
+    *_, activation, pool, pool_size = options
+    keeps_places = pool == "max" and pool_size[0] * pool_size[1] <= 256 and activation != "silu"
+    models = weight.shape[:-4] or (1,)
+    return y, x.new_empty((*models, *y.shape[-4:]) if keeps_places else (0,), dtype=torch.uint8)
+
+
 def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     needed = (options[-2], options[-1], bias is not None)
     return tuple(
@@ -49,7 +58,7 @@ def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:11]
+    ctx.options = inputs[6:13]  # after y and places, which follow from the others
     ctx.arguments = len(inputs)
 
 

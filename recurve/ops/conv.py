@@ -63,7 +63,8 @@ def conv_block(
     refusal = None if tuple(geometry[0]) == (1, 1) else f"there is no kernel for stride {stride}"
     if torch.is_autocast_enabled(x.device.type):
         refusal = "autocast is on"
-    if choose("conv_block", x, refusal=refusal, slower=_native_wins(x, weight)) == "fused":
+    slower = _native_wins(x, weight, activation, pool)
+    if choose("conv_block", x, refusal=refusal, slower=slower) == "fused":
         return torch.ops.recurve.conv_block(x, weight, bias, *geometry, groups, activation, pool, window)
     return conv_block_reference(
         x,
@@ -104,13 +105,12 @@ def conv_block_reference(
     return _pool(ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding, dilation, groups)), pool, pool_size)
 
 
-def _native_wins(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's own ops were measured to be faster: training many channels on small images."""
+def _native_wins(x: Tensor, weight: Tensor, activation: str, pool: str) -> bool:
+    """Whether torch's own ops were measured to be faster: training many channels where all pixels have a gradient."""
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not training or weight.dim() != 4 or x.dim() != 4:
+    if not training or weight.dim() != 4 or x.dim() != 4 or x.shape[0] == 1:
         return False
-    batch, _, height, width = x.shape
-    return weight.shape[1] >= 32 and height * width <= 256 and batch > 1 and weight.shape[-1] * weight.shape[-2] > 1
+    return weight.shape[1] >= 16 and (pool != "max" or activation == "silu")
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:

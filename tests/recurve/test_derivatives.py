@@ -147,10 +147,14 @@ def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep
 @pytest.mark.parametrize("case", [c for c in CALLS if isinstance(c, Block)], ids=str)
 def test_the_backward_of_the_block_keeps_the_rules_of_the_dispatcher(case, generator):
     inputs = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in dispatcher_call(case, generator))
-    dy = torch.ones_like(torch.ops.recurve.conv_block(*inputs))
+    forward = torch.ops.recurve.conv_block_forward
+    torch.library.opcheck(forward.default, inputs, test_utils=("test_schema", "test_faketensor"))
+    y, places = forward(*inputs)
     for need in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
-            torch.ops.recurve.conv_block_backward.default, (dy, *inputs, *need), test_utils=BACKWARD_TESTS
+            torch.ops.recurve.conv_block_backward.default,
+            (torch.ones_like(y), *inputs[:3], y, places, *inputs[3:], *need),
+            test_utils=BACKWARD_TESTS,
         )
 
 

@@ -50,6 +50,20 @@ def cases():
     for k in (5, 7):
         options = {"groups": 5, "padding": k // 2, "pool": "average"}
         yield replace(PLAIN, channels=5, outputs=5, kernel=(k, k), size=(16, 16), options=options)
+    # Gradients of windows that meet one, two and four vectors of channels, of more outputs than are taken together.
+    for k, channels in ((1, 16), (1, 32), (1, 64), (2, 16), (2, 32), (3, 16), (3, 40), (5, 20)):
+        options = {"padding": k // 2, "activation": "leaky_relu"}
+        yield replace(PLAIN, channels=channels, outputs=37, kernel=(k, k), size=(11, 13), batch=2, options=options)
+    # Depthwise, more channels than a vector has lanes.
+    for activation, pool in itertools.product(ACTIVATIONS, POOLS):
+        options = {"groups": 20, "padding": 1, "activation": activation, "pool": pool}
+        yield replace(PLAIN, channels=20, outputs=20, options=options)
+    for kernel, dilation in (((7, 7), 1), ((3, 3), (2, 3)), ((1, 5), 1), ((4, 3), 1), ((1, 11), 1)):
+        options = {"groups": 9, "padding": (3, 5), "dilation": dilation, "pool_size": (3, 2)}
+        yield replace(PLAIN, channels=9, outputs=9, kernel=kernel, size=(13, 22), options=options)
+    for shared in (False, True):
+        options = {"groups": 18, "padding": 1}
+        yield replace(PLAIN, channels=18, outputs=18, batch=17, models=2, shared=shared, options=options)
     for batch in (0, 1, 17, 33):
         yield replace(PLAIN, batch=batch)
     yield replace(PLAIN, no_bias=True)
@@ -173,6 +187,19 @@ def test_not_a_number_and_infinity_pass_backward_as_in_torch(activation, pool, v
         found = results(ops.conv_block, tensors, options)
     for name, expected in results(ops.conv_block_reference, tensors, options).items():
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_where_a_gradient_is_zero_a_value_that_is_not_finite_still_counts(name, value, generator):
+    """Zero times infinity is not a number, also where the largest of a window was another pixel."""
+    options = {"activation": "none", "pool": "max"}
+    tensors = Block(size=(12, 20), channels=3, kernel=(1, 1), outputs=4, options=options).tensors(generator)
+    tensors[name].view(-1)[5] = value
+    with recurve.backend("fused"):
+        found = results(ops.conv_block, tensors, options)
+    for key, expected in results(ops.conv_block_reference, tensors, options).items():
+        torch.testing.assert_close(found[key], expected, rtol=0, atol=1e-10, equal_nan=True)
 
 
 @pytest.mark.parametrize("models", [None, 2], ids=["single", "ensemble"])
