@@ -18,7 +18,7 @@ from bench.clocks import Clock, EventClock, SynchronisedClock, WallClock
 from bench.graphs import replayed
 from bench.limits import Limits
 from bench.memory import held_bytes
-from bench.protocol import NATIVE, OURS, Race, measure
+from bench.protocol import NATIVE, OURS, Race, WrongAnswer, measure
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions, 
             left_out["graph"] = str(error)
         else:
             races[name] = measure(entered, seconds, seed, clock, checked)
+    if torch.get_num_threads() != conditions.threads:
+        raise WrongAnswer(f"a competitor has set {torch.get_num_threads()} threads in place of {conditions.threads}")
     after = Limits.probe(case.bytes, conditions.device)
     held = {name: held_bytes(problem.competitors[name], problem.samples[0]) for name in (OURS, NATIVE)}
     return Measurement(races, Limits.highest([probe for probe in (before, after) if probe]), left_out, held)
