@@ -33,8 +33,10 @@ def backend(name: Backend) -> Iterator[None]:
         _backend = previous
 
 
-def choose(op: str, x: torch.Tensor, *, refusal: str | None = None, slower: bool = False) -> Path:
-    """The path that `op` takes for an input like `x`.
+def choose(
+    op: str, x: torch.Tensor, *, refusal: str | None = None, slower: bool = False, forced: Backend = "auto"
+) -> Path:
+    """The path that `op` takes for an input like `x`; `forced` forces it for this call as `backend` does for all.
 
     `refusal` says why the kernel does not serve this very call, if so; `slower` that it would lose to the native op,
     which then serves unless the kernel is forced or a vmap is to become its ensemble axis.
@@ -47,10 +49,11 @@ def choose(op: str, x: torch.Tensor, *, refusal: str | None = None, slower: bool
         batched, differentiated = _transforms()
     obstacle = "a torch.func derivative is being taken" if differentiated else refusal
     obstacle = obstacle or _extension.obstacle(op, x.device, x.dtype)
-    wanted = _backend == "fused" or (_backend == "auto" and (batched or not slower))
+    name = _backend if forced == "auto" else forced
+    wanted = name == "fused" or (name == "auto" and (batched or not slower))
     if wanted and obstacle is None:
         return "fused"
-    if _backend == "fused":
+    if name == "fused":
         raise RuntimeError(f"recurve.backend('fused'): {op} cannot run fused: {obstacle}; use 'auto' or 'native'")
     if differentiated or batched or torch.compiler.is_compiling():
         return "reference"

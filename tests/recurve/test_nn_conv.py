@@ -63,14 +63,27 @@ def test_every_input_of_torchs_own_tests_gives_the_same(dtype):
     count = 0
     for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=True):
         built, given = sample.constructor_input, sample.forward_input
-        if built.kwargs.get("padding_mode", "zeros") != "zeros":
-            continue
-        kwargs = {name: value for name, value in built.kwargs.items() if name != "padding_mode"}
-        block, chain = twins(*built.args, **kwargs, activation="none", pool="none")
+        block, chain = twins(*built.args, **built.kwargs, activation="none", pool="none")
+        conv = recurve.nn.Conv2d(*built.args, **built.kwargs)
+        conv.load_state_dict(block.state_dict())
         tolerance = 1e-10 if dtype == torch.float64 else 1e-4
-        assert_close(outcome(block.to(dtype), *given.args), outcome(chain.to(dtype), *given.args), tolerance)
+        for ours in (block, conv):
+            assert_close(outcome(ours.to(dtype), *given.args), outcome(chain.to(dtype), *given.args), tolerance)
         count += 1
     assert count > 0
+
+
+@pytest.mark.parametrize("padding", [1, (2, 1), "same"], ids=str)
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("backend", ["fused", "native"])
+def test_every_kind_of_padding(backend, mode, padding, generator):
+    block, chain = twins(2, 4, (3, 2), padding=padding, padding_mode=mode, dtype=torch.float64)
+    conv = recurve.nn.Conv2d(2, 4, (3, 2), padding=padding, padding_mode=mode, dtype=torch.float64)
+    conv.load_state_dict(block.state_dict())
+    x = normal((3, 2, 9, 8), generator)
+    with recurve.backend(backend):
+        assert_close(outcome(block, x), outcome(chain, x), 1e-10)
+        assert_close(outcome(conv, x), outcome(chain[0], x), 1e-10)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -15,6 +15,7 @@ FACTORIES = {
     "LSTMCell": lambda: recurve.nn.LSTMCell(3, 5, dtype=torch.float64),
     "GRUCell": lambda: recurve.nn.GRUCell(3, 5, dtype=torch.float64),
     "RNNCell": lambda: recurve.nn.RNNCell(3, 5, dtype=torch.float64),
+    "Conv2d": lambda: recurve.nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular", dtype=torch.float64),
     "ConvBlock": lambda: recurve.nn.ConvBlock(3, 5, 3, padding="same", dtype=torch.float64),
     "ConvBlockEven": lambda: recurve.nn.ConvBlock(3, 5, 2, padding="same", pool="average", dtype=torch.float64),
 }
@@ -22,6 +23,7 @@ SHAPES = {
     "LSTM": (6, 4, 3),
     "GRU": (4, 6, 3),
     "RNN": (6, 4, 3),
+    "Conv2d": (2, 3, 9, 8),
     "ConvBlock": (2, 3, 9, 8),
     "ConvBlockEven": (2, 3, 9, 8),
 }
