@@ -53,7 +53,7 @@ record: build
 	$(PY) -m bench record
 
 # Builds, tests, checks and measures on this machine's GPU in under 10 minutes; writes bench/results/<gpu>.json and .log.
-gpu: $(INSTALLED)
+gpu: $(if $(strip $(VENV)),$(INSTALLED))
 	$(PY) -m bench.gpu
 
 lint: $(INSTALLED)

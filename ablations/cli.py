@@ -98,6 +98,9 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def _do(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     """Do what the plans have to do, then time what is done."""
+    from ablations.training import device
+
+    device()  # or say now why it cannot be had
     start = time.monotonic()
     records, console = Records(arguments.runs), _console()
     arguments.trackers = [] if arguments.dry_run else list(map(track, dict.fromkeys(arguments.log)))

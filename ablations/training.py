@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 import platform
 import subprocess
 import time
@@ -24,7 +25,7 @@ from torch.func import functional_call, stack_module_state
 
 import recurve
 from ablations.complexity import Complexity, complexity
-from ablations.design import Task
+from ablations.design import DesignError, Task
 from ablations.models import Dropout
 from ablations.optimizers import Average, beside, optimizer, schedule
 from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
@@ -46,6 +47,21 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def device() -> torch.device:
+    """Where ensembles train and predict: the CPU, or what ABLATE_DEVICE names.
+
+    Raises `DesignError` for an unknown device, or a GPU that torch cannot use.
+    """
+    name = os.environ.get("ABLATE_DEVICE", "cpu")
+    if name not in ("cpu", "cuda"):
+        raise DesignError(f"ABLATE_DEVICE={name} is unknown; allowed: cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DesignError(
+            f"ABLATE_DEVICE=cuda: torch {torch.__version__} can use no GPU here; leave it out for the CPU"
+        )
+    return torch.device(name)
 
 
 class Ensemble:
@@ -74,7 +90,8 @@ class Ensemble:
         self._order = [stream(c.seed, "order") for c in configurations]
         self._augmentation = [stream(c.seed, "augmentation") for c in configurations]
         self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
-        self._parameters, self._buffers = stack_module_state(models)
+        self._device = device()
+        self._parameters, self._buffers = (_on(self._device, state) for state in stack_module_state(models))
         rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
         self._optimizer = optimizer(self.settings.get("optimizer", "adam"), list(self._parameters.values()), rates)
         self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
@@ -118,7 +135,7 @@ class Ensemble:
                 for task, row, generator in zip(self.tasks, rows, self._augmentation, strict=True)
             ]
             targets = [task.train_targets[row] for task, row in zip(self.tasks, rows, strict=True)]
-            yield torch.stack(inputs), torch.stack(targets)
+            yield torch.stack(inputs).to(self._device), torch.stack(targets).to(self._device)
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
@@ -156,13 +173,20 @@ class Trained:
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         self._model.eval()
-        return torch.cat([functional_call(self._model, self._state, (rows,)) for rows in inputs.split(PREDICT_ROWS)])
+        where = next(iter(self._state.values())).device
+        parts = [functional_call(self._model, self._state, (rows.to(where),)) for rows in inputs.split(PREDICT_ROWS)]
+        return torch.cat(parts).to(inputs.device)
 
     def module(self) -> torch.nn.Module:
         """A copy of the model by itself, in evaluation mode."""
         module = copy.deepcopy(self._model).eval()
         module.load_state_dict(self._state)
         return module
+
+
+def _on(where: torch.device, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state there, to be differentiated as before."""
+    return {name: t.detach().to(where).requires_grad_(t.requires_grad) for name, t in state.items()}
 
 
 def fresh_model(task: Task, seed: int) -> torch.nn.Module:
@@ -238,7 +262,7 @@ def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int
     epochs, start = ensemble.settings["epochs"], time.perf_counter()
     report(0, epochs, {})
     for epoch in range(1, epochs + 1):
-        losses = torch.stack([ensemble.step(inputs, targets) for inputs, targets in ensemble.batches()])
+        losses = torch.stack([ensemble.step(inputs, targets) for inputs, targets in ensemble.batches()]).cpu()
         for member, task in enumerate(ensemble.tasks):
             if member in diverged:
                 continue

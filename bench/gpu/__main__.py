@@ -48,7 +48,8 @@ class Done:
 
 def stages(capability: str, lines: Path) -> list[Stage]:
     """All stages, for a GPU of this compute capability; measurements go to `lines`, one JSON object each."""
-    build = {"RECURVE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability}
+    build = {"RECURVE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability, **toolkit()}
+    study = [sys.executable, "-m", "ablations", "run", "epidemic", "--preset", "smoke", "--runs"]
     exercise = [sys.executable, "-m", "bench.gpu.exercise"]
     return [
         Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 200, build),
@@ -66,6 +67,7 @@ def stages(capability: str, lines: Path) -> list[Stage]:
             )
             for sanitizer in SANITIZERS
         ),
+        Stage("a study on the GPU", [*study, str(lines.with_suffix(".runs"))], 40, {"ABLATE_DEVICE": "cuda"}),
         Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 120),
     ]
 
@@ -90,6 +92,7 @@ def main() -> int:
                 results["measurements"] = [json.loads(line) for line in lines.read_text().splitlines()]
             (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     lines.unlink(missing_ok=True)
+    shutil.rmtree(lines.with_suffix(".runs"), ignore_errors=True)
     failed = [done["name"] for done in results["stages"] if done["status"] in ("failed", "out of time")]
     print(f"{RESULTS / stem}.json and .log" + (f"; not passed: {', '.join(failed)}" if failed else "; all passed"))
     return 1 if failed else 0
@@ -116,6 +119,13 @@ def describe_gpu() -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
     }
+
+
+def toolkit() -> dict[str, str]:
+    """CUDA_HOME where none is set and the toolkit is in its usual place; an nvcc on the PATH may be a link to it."""
+    usual = Path("/usr/local/cuda")
+    found = "CUDA_HOME" not in os.environ and (usual / "include" / "cuda_runtime.h").exists()
+    return {"CUDA_HOME": str(usual)} if found else {}
 
 
 def run(stage: Stage, log: Any) -> Done:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from planted import PlantedTask
 
-from ablations import studies
+from ablations import studies, training
+from ablations.design import DesignError
 from ablations.plan import plan_study
 from ablations.records import Configuration, Records
 from ablations.training import Ensemble, train
@@ -57,6 +58,17 @@ def test_models_of_every_study_learn_in_an_ensemble_as_they_do_alone(name, tmp_p
     for _, ours, theirs in zip(range(3), together.batches(), alone.batches(), strict=False):
         # float32; after a step of Adam, rounding of small gradients shows as well
         torch.testing.assert_close(together.step(*ours)[1], alone.step(*theirs)[0], rtol=1e-5, atol=0)
+
+
+def test_a_device_that_cannot_be_had_is_refused_by_name(monkeypatch):
+    assert training.device() == torch.device("cpu")
+    monkeypatch.setenv("ABLATE_DEVICE", "tpu")
+    with pytest.raises(DesignError, match="ABLATE_DEVICE=tpu is unknown; allowed: cpu, cuda"):
+        training.device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ABLATE_DEVICE", "cuda")
+    with pytest.raises(DesignError, match="can use no GPU here; leave it out for the CPU"):
+        training.device()
 
 
 def test_an_ensemble_equals_a_plain_training_loop():
