@@ -178,7 +178,13 @@ STUDY = Study(
         "mnist": Preset(_SETTINGS, seeds=1, levels=_RECIPE_AS_IT_IS | {"network": ("8k",)}),
         "fashion": Preset(
             _SETTINGS
-            | {"data": "fashion-mnist", "augmentation": "shift-1+flip-0.5", "dropout": 0.1, "learning_rate": 0.01},
+            | {
+                "data": "fashion-mnist",
+                "augmentation": "shift-1+flip-0.5",
+                "dropout": 0.1,
+                "learning_rate": 0.01,
+                "epochs": 10,
+            },
             seeds=1,
             levels=_RECIPE_AS_IT_IS | {"network": ("100k",)},
         ),
