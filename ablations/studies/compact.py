@@ -190,5 +190,5 @@ STUDY = Study(
         ),
     },
     task=ImageTask,
-    figures=("shift_accuracy",),
+    figures=("shift_accuracy", "shift_maps", "kernels", "confusion"),
 )

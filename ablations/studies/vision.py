@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from ablations.classification import ImageTask
-from ablations.design import Factor, Hypothesis, Level, Preset, Response, Study
+from ablations.design import Expectation, Expected, Factor, Hypothesis, Level, Preset, Response, Study
 
 MATTERS = 0.005  # half a percentage point: one digit in 200
 
 
+STEADIER = (Expectation("shift_consistency", "better", 0.02),)  # two answers in a hundred
+LESS_STEADY = (Expectation("shift_consistency", "worse", 0.02),)
+
+
 def _level(
-    name: str, settings: dict[str, Any], trying: str, expects: Literal["better", "worse", "equal"], because: str
+    name: str,
+    settings: dict[str, Any],
+    trying: str,
+    expects: Expected,
+    because: str,
+    also: tuple[Expectation, ...] = (),
 ) -> Level:
-    return Level(name, settings, Hypothesis(trying, because, expects, MATTERS))
+    return Level(name, settings, Hypothesis(trying, because, expects, MATTERS, also))
 
 
-def _augmentation(name: str, trying: str, expects: Literal["better", "worse", "equal"], because: str) -> Level:
-    return _level(name, {"augmentation": name}, f"training images {trying}", expects, because)
+def _augmentation(name: str, trying: str, expects: Expected, because: str, also: tuple[Expectation, ...] = ()) -> Level:
+    return _level(name, {"augmentation": name}, f"training images {trying}", expects, because, also)
 
 
 FACTORS = (
@@ -37,12 +46,14 @@ FACTORS = (
                 "shifted by up to 3 pixels",
                 "better",
                 "a few thousand digits do not show every place where a stroke may lie",
+                STEADIER,
             ),
             _augmentation(
                 "shift-6",
                 "shifted by up to 6 pixels",
                 "worse",
                 "test digits are centred, so that most of what is learnt is of places where none lies",
+                STEADIER,
             ),
             _augmentation(
                 "rotate-15", "turned by up to 15 degrees", "better", "people slant their digits by about as much"
@@ -156,6 +167,7 @@ FACTORS = (
                 "convolutions that skip every other place in place of pooling",
                 "worse",
                 "what lies between the places is seen by fewer kernels",
+                LESS_STEADY,
             ),
             _level(
                 "blurred",
@@ -163,6 +175,7 @@ FACTORS = (
                 "a blur before every other place is kept",
                 "equal",
                 "it steadies answers under shifts, while centred test digits do not move",
+                STEADIER,
             ),
             _level(
                 "none",
@@ -205,6 +218,7 @@ FACTORS = (
                 "global average pooling in place of the dense head",
                 "worse",
                 "it forgets where a stroke was, which helps against shifts but loses the digit's shape",
+                STEADIER,
             ),
         ),
     ),
@@ -354,7 +368,7 @@ _SETTINGS = {
     "batch_size": 64,
 }
 
-FIGURES = ("shift_accuracy",)
+FIGURES = ("shift_accuracy", "shift_maps", "augmentations", "kernels", "confusion")
 _QUICK_LEVELS = {
     "augmentation": ("shift-3", "rotate-15", "flip-0.5", "erase-8", "noise-0.2"),
     "width": ("4",),

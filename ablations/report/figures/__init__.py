@@ -18,6 +18,18 @@ from ablations.report.figures.epidemics import (
     score_by_horizon,
 )
 from ablations.report.figures.gradients import gradient_norms, gradient_table
+from ablations.report.figures.images import (
+    augmentation_samples,
+    augmented_images,
+    confusion,
+    confusion_counts,
+    gabor_fits,
+    kernels,
+    published_points,
+    shift_map_table,
+    shift_maps,
+    widest_kernels,
+)
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles
 from ablations.report.figures.learning import learning_curves, targets
 from ablations.report.figures.studies import forecast_table, forecasts, shift_accuracy, shift_table
@@ -29,8 +41,12 @@ __all__ = [
     "INK",
     "MUTED",
     "Drawing",
+    "augmentation_samples",
+    "augmented_images",
     "compartment_table",
     "compartments",
+    "confusion",
+    "confusion_counts",
     "coverage",
     "coverage_table",
     "declare",
@@ -38,6 +54,7 @@ __all__ = [
     "forecast_table",
     "forecasts",
     "forest",
+    "gabor_fits",
     "gradient_norms",
     "gradient_table",
     "heat_map",
@@ -45,16 +62,21 @@ __all__ = [
     "history_table",
     "horizon_table",
     "interaction_plot",
+    "kernels",
     "learning_curves",
     "levels",
     "origin_table",
     "peak_by_origin",
     "profiles",
+    "published_points",
     "score_by_horizon",
     "shift_accuracy",
+    "shift_map_table",
+    "shift_maps",
     "shift_table",
     "targets",
     "timing_ratios",
     "timing_table",
     "tradeoff",
+    "widest_kernels",
 ]

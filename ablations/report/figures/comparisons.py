@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ from ablations.report.figures.theme import (
 )
 from ablations.report.numbers import heading, in_sentence, scale, unit_of_difference, with_unit
 from ablations.statistics import mean_interval, one_factor_runs
+
+MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
+LONGEST_NAME = 5  # letters of a level's name that stand upright
 
 
 @themed
@@ -105,17 +108,36 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
     factors = [f for f in declaration["factors"] if data.loc[data["factor"] == f["name"], "level"].nunique() > 1]
     factors = factors or declaration["factors"][:1]
     present = {f["name"]: present_levels(data, f) for f in factors}
-    figure = Figure(figsize=(WIDTH, 3.6))
-    panels = figure.subplots(
-        1, len(factors), sharey=True, squeeze=False, width_ratios=[len(v) for v in present.values()]
-    )[0]
-    for axes, factor in zip(panels, factors, strict=True):
-        _seeds_and_means(axes, data[data["factor"] == factor["name"]], present[factor["name"]], chosen)
-        axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(present[factor["name"]])))
+    rows = _rows(factors, present)
+    figure = Figure(figsize=(WIDTH, 3.6 if len(rows) == 1 else 2.5 * len(rows)))
+    grid, panels = figure.add_gridspec(len(rows), 1), list[Axes]()
+    for place, row in enumerate(rows):
+        ratios = [len(present[f["name"]]) for f in row]
+        if len(rows) > 1 and sum(ratios) < FEWEST_LEVELS:
+            ratios.append(FEWEST_LEVELS - sum(ratios))
+        cells = grid[place, 0].subgridspec(1, len(ratios), width_ratios=ratios)
+        for column, factor in enumerate(row):
+            axes = figure.add_subplot(cells[0, column], sharey=panels[0] if panels else None)
+            names = present[factor["name"]]
+            _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, chosen)
+            axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(names)))
+            axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > LONGEST_NAME else 0)
+            axes.tick_params(axis="y", labelleft=column == 0)
+            panels.append(axes)
+        panels[-len(row)].set_ylabel(wrapped(with_unit(chosen), 38 if len(rows) == 1 else 24))
     if chosen is declaration["responses"][0]:
         _reference_lines(panels, done, chosen)
-    panels[0].set_ylabel(wrapped(with_unit(chosen), 38))
     return figure
+
+
+def _rows(factors: Sequence[Mapping[str, Any]], present: Mapping[str, list[str]]) -> list[list[Mapping[str, Any]]]:
+    """The factors in rows of at most `MOST_LEVELS` levels."""
+    rows: list[list[Mapping[str, Any]]] = [[]]
+    for factor in factors:
+        if rows[-1] and sum(len(present[f["name"]]) for f in [*rows[-1], factor]) > MOST_LEVELS:
+            rows.append([])
+        rows[-1].append(factor)
+    return rows
 
 
 def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response: Mapping[str, Any]) -> None:

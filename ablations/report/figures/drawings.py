@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+import pandas as pd
+
 from ablations.report.evidence import Evidence, curve_measure
 from ablations.report.figures.comparisons import forest, levels
 from ablations.report.figures.epidemics import (
@@ -13,6 +15,13 @@ from ablations.report.figures.epidemics import (
     draw_history_by_noise,
     draw_peak_by_origin,
     draw_score_by_horizon,
+)
+from ablations.report.figures.images import (
+    draw_augmentations,
+    draw_confusion,
+    draw_kernels,
+    draw_shift_maps,
+    published_points,
 )
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles, scores_by_level
 from ablations.report.figures.learning import learning_curves, targets
@@ -31,6 +40,10 @@ STUDY_FIGURES: dict[str, Callable[[Evidence], Drawing | None]] = {
     "peak_by_origin": draw_peak_by_origin,
     "score_by_horizon": draw_score_by_horizon,
     "shift_accuracy": draw_shift_accuracy,
+    "shift_maps": draw_shift_maps,
+    "augmentations": draw_augmentations,
+    "kernels": draw_kernels,
+    "confusion": draw_confusion,
 }
 REFERENCE_CAPTION = " Dashed lines are forecasts without a network, averaged over the baseline's test sets."
 
@@ -132,14 +145,21 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
     if known.nunique() < 2 or known.min() <= 0:
         return None
     label, against = in_sentence(evidence.primary["label"]), in_sentence(price["label"])
+    others = published_points(evidence) if cost == "parameters" else pd.DataFrame()
+    cited = (
+        f" Hollow: of others, trained on the whole training set, {listing(list(dict.fromkeys(others['source'])))}."
+        if len(others)
+        else ""
+    )
     return Drawing(
         f"{evidence.study}_{cost}",
         f"{heading(label)} against {against}",
         f"Mean of {label} with its 95 % t interval against {against} (log scale). The dashed line joins the conditions "
-        "that none beats in both, by their means alone: the Pareto front.",
+        f"that none beats in both, by their means alone: the Pareto front.{cited}",
         f"Scatter plot of {label} against {against}, a point per level, with the Pareto front.",
-        tradeoff(evidence.done, evidence.declaration, cost),
-        f"figures.tradeoff(evidence.done, evidence.declaration, cost={cost!r})",
+        tradeoff(evidence.done, evidence.declaration, cost, others),
+        f"figures.tradeoff(evidence.done, evidence.declaration, cost={cost!r}"
+        + (", published=figures.published_points(evidence))" if len(others) else ")"),
     )
 
 

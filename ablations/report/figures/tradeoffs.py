@@ -24,7 +24,6 @@ from ablations.report.figures.theme import (
     PALETTE,
     WIDTH,
     bounds_of,
-    present_levels,
     response_of,
     themed,
     wrapped,
@@ -32,6 +31,7 @@ from ablations.report.figures.theme import (
 from ablations.report.numbers import amount, heading, scale, with_unit
 from ablations.statistics import baseline_runs, mean_interval, one_factor_runs, paired_ratio, pareto_front
 
+MOST_ASIDE = 6  # levels of equal cost that can stand side by side
 NATIVE = "native_"  # what the name of a timing begins with that was taken without the project's kernels
 
 
@@ -51,11 +51,17 @@ class _Point:
 
 
 @themed
-def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "parameters") -> Figure:
+def tradeoff(
+    runs: pd.DataFrame,
+    declaration: Mapping[str, Any],
+    cost: str = "parameters",
+    published: pd.DataFrame | None = None,
+) -> Figure:
     """The primary response against a cost: a point per level with its 95 % t interval, and the Pareto front.
 
     The front joins the conditions that no other beats in both, on means over seeds; conditions that change several
-    factors are small grey dots.
+    factors are small grey dots. `published` has rows of what others reached, hollow diamonds: the columns name, and
+    those of the cost and of the primary response.
     """
     response, price = response_of(declaration), response_of(declaration, cost)
     runs = runs[np.isfinite(runs[cost].astype(float)) & np.isfinite(runs[response["name"]].astype(float))]
@@ -69,7 +75,11 @@ def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "pa
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == level["name"])]
             is_baseline = level is factor["levels"][0]
             if len(mine) and not (is_baseline and points):
-                look = (INK, "*", 13, "baseline") if is_baseline else (PALETTE[k % 6], MARKERS[k % 6], 7, level["name"])
+                look = (
+                    (INK, "*", 13, "baseline")
+                    if is_baseline
+                    else (PALETTE[k % 6], MARKERS[(k + k // 6) % 6], 7, level["name"])
+                )
                 y, low, high = (v * by for v in mean_interval(mine[response["name"]]))
                 points.append(_Point(float(mine[cost].mean()), y, *np.clip((low, high), *bounds), *look))
     names = [factor["name"] for factor in declaration["factors"] if factor["name"] in runs]
@@ -83,28 +93,42 @@ def tradeoff(runs: pd.DataFrame, declaration: Mapping[str, Any], cost: str = "pa
         axes.plot(crossed[cost], crossed[response["name"]] * by, ".", color=MUTED, ms=4, alpha=0.6, zorder=1)
     front = pareto_front(conditions, cost, response["name"], response["better"])
     axes.plot(front[cost], front[response["name"]] * by, color=MUTED, lw=1.2, ls="--", zorder=1)
+    crowded = False
     for x in dict.fromkeys(point.x for point in points):
         together = [point for point in points if point.x == x]
+        if len(together) > MOST_ASIDE:
+            crowd = [point for point in together if point.marker != "*"]
+            axes.plot([x] * len(crowd), [point.y for point in crowd], ".", color=MUTED, ms=5, alpha=0.7, zorder=1)
+            points = [point for point in points if point not in crowd]
+            together = [point for point in together if point not in crowd]
+            crowded = True
         for k, point in enumerate(together):
             point.aside = 10.0 * (k - (len(together) - 1) / 2)
             beside = axes.transData + ScaledTranslation(point.aside / 72, 0, figure.dpi_scale_trans)
             axes.plot([x, x], [point.low, point.high], color=point.colour, lw=1.6, alpha=0.7, transform=beside)
             axes.plot(x, point.y, point.marker, color=point.colour, ms=point.size, transform=beside)
+    for row in () if published is None else published.to_dict("records"):
+        y = row[response["name"]] * by
+        axes.plot(row[cost], y, "D", color=MUTED, ms=6, markerfacecolor="white")
+        points.append(_Point(row[cost], y, math.nan, math.nan, MUTED, "D", 6, row["name"]))
     axes.update_datalim([(p.x, y) for p in points for y in (p.y, p.low, p.high) if math.isfinite(y)])
     axes.autoscale_view()
     handles = [
-        Line2D([], [], ls="", marker=MARKERS[k % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
+        Line2D([], [], ls="", marker=MARKERS[(k + k // 6) % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
         for k, factor in enumerate(declaration["factors"])
-        if len(present_levels(data, factor)) > 1
+        if (PALETTE[k % 6], MARKERS[(k + k // 6) % 6]) in {(point.colour, point.marker) for point in points}
     ]
     handles.append(Line2D([], [], ls="--", lw=1.2, color=MUTED, label="Pareto front"))
+    if published is not None and len(published):
+        handles.append(Line2D([], [], ls="", marker="D", color=MUTED, markerfacecolor="white", label="Published"))
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.12)
     _plain_log_ticks(axes, price)
     side_by_side = " (levels of equal cost stand side by side)" if any(point.aside for point in points) else ""
+    side_by_side = " (small dots: levels that cost what the baseline does)" if crowded else side_by_side
     axes.set_xlabel(heading(price["label"]) + side_by_side)
     axes.set_ylabel(wrapped(with_unit(response), 44))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4 if len(handles) < 9 else 3))
     _place_labels(figure, axes, points)
     return figure
 
@@ -173,8 +197,9 @@ def _ratio_text(row: Any) -> str:
 
 
 def _plain_log_ticks(axes: Axes, price: Mapping[str, Any]) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out with their unit."""
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks at 1, 2 and 5 times powers of ten, at powers alone over a wide range, written out with their unit."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _tick(t, price["unit"])))
     axes.xaxis.set_minor_locator(NullLocator())
 
