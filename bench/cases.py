@@ -41,7 +41,8 @@ class Case(Protocol):
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the step's matrix products or convolutions, computed directly."""
+        """Multiplications and additions of the step's matrix products or convolutions, computed directly; gradients
+        only where a pooled pixel won."""
 
     @property
     def least_flops(self) -> int:
@@ -238,12 +239,11 @@ class Convolution:
 
     @property
     def flops(self) -> int:
-        return self._forward * (1 + self._gradients)
+        return self._forward + self._forward * self._gradients // WINDOW
 
     @property
     def least_flops(self) -> int:
-        forward = self._forward // (WINOGRAD if self.kernel == 3 else 1)
-        return forward + self._forward * self._gradients // WINDOW
+        return self.flops - (self._forward - self._forward // WINOGRAD if self.kernel == 3 else 0)
 
     @property
     def bytes(self) -> int:
