@@ -1,6 +1,7 @@
 """Surveillance data: counts or rates of a disease by date and group, from CSV files, and cut into seasons.
 
 grippeweb         influenza-like illness in Germany by region and age, RKI GrippeWeb (CC BY 4.0): found or downloaded
+simulated         12 seasons of influenza in 4 regions by the binomial chain: the same each time, to try things on
 boarding-school   an outbreak of influenza in an English school in 1978, built in: boys in bed (BMJ 1978;1:587)
 a path            of a CSV or TSV file. The layouts of GrippeWeb and of CDC ILINet (as FluView exports it, or with a
                   column DATE) are known by their headers; of others, `date`, `value` and `group` name the columns
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ablations.data import sird
 from ablations.data.files import Published
 from ablations.design import DataError
 
@@ -29,7 +31,7 @@ LONGEST_GAP = 2  # missing steps in a row that are filled by interpolation
 FEWEST_SEASONS = 4  # two to learn from, one to decide by, one to test on
 BOARDING_SCHOOL = (3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4)  # from 22 January 1978
 BOARDING_SCHOOL_BOYS = 763
-NAMES = ("grippeweb", "boarding-school")
+NAMES = ("grippeweb", "simulated", "boarding-school")
 GRIPPEWEB = Published(
     "grippeweb",
     contents={"GrippeWeb_Daten_des_Wochenberichts.tsv": "7d2eaaa3c7014e485780a8e672f8f947"},
@@ -69,13 +71,15 @@ def load(name: str, date: str = "", value: str = "", group: str = "") -> Surveil
     if name == "boarding-school":
         dates = pd.date_range("1978-01-22", periods=len(BOARDING_SCHOOL))
         return Surveillance(("boarding school",), dates, np.array([BOARDING_SCHOOL], float), 1)
+    if name == "simulated":
+        return _simulated()
     return _parsed(name, content_hash(name), date, value, group)
 
 
 def content_hash(name: str) -> str:
     """What changes when the content of the data does."""
-    if name == "boarding-school":
-        return hashlib.sha256(str(BOARDING_SCHOOL).encode()).hexdigest()[:16]
+    if name in ("simulated", "boarding-school"):
+        return hashlib.sha256(load(name).values.tobytes()).hexdigest()[:16]
     if name == "grippeweb":
         return GRIPPEWEB.contents["GrippeWeb_Daten_des_Wochenberichts.tsv"][:16]
     path = _checked_path(name)
@@ -108,6 +112,24 @@ def cut(data: Surveillance, lead: int, first_month: int = 7) -> Seasons:
 def tell_repairs(data: Surveillance | Seasons) -> None:
     for repair in data.repairs:
         warnings.warn(repair, stacklevel=2)
+
+
+@cache
+def _simulated(years: int = 13, regions: int = 4, population: int = 100_000) -> Surveillance:
+    """Weekly shares of infectious people, each year an outbreak that begins in autumn, above a low level."""
+    generator = np.random.default_rng(0)
+    mu = np.full(regions, 1 / 5)
+    values = np.full((regions, 52 * years), 2e-4)
+    for year in range(years):
+        rates = sird.Rates(
+            mu * generator.uniform(1.25, 1.5) * generator.uniform(0.97, 1.03, regions), mu, mu**0, mu * 1e-3
+        )
+        weekly = sird.binomial_chain(rates, 7 * 36, population, generator).infectious[:, ::7]
+        start = 52 * year + 10 + generator.integers(8)
+        values[:, start : start + 36] += weekly[:, : values.shape[1] - start]
+    reported = sird.observe(values, population, 0.1, generator)
+    dates = pd.date_range("2000-07-03", periods=values.shape[1], freq="7D")
+    return Surveillance(tuple(f"region {i + 1}" for i in range(regions)), dates, reported, 7)
 
 
 @cache

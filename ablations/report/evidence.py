@@ -31,6 +31,12 @@ REFERENCES = {
     "persistence_error": "persistence",
     "log_linear_error": "log-linear extrapolation",
     "log_quadratic_error": "log-quadratic extrapolation",
+    "arima_error": "ARIMA",
+    "ets_error": "exponential smoothing",
+    "seasonal_naive_error": "the season before",
+    "flat_median_error": "the flat median of the hubs",
+    "sir_fit_error": "a fitted SIR model",
+    "oracle_error": "an oracle that knows the rates",
 }
 # Responses of every study whose records hold what they need; those not `told` stand in tables only.
 STANDARD: tuple[dict[str, Any], ...] = (

@@ -50,7 +50,7 @@ class EpidemicTask(ForecastTask):
         test = self.test
         if self.settings["leakage"] == "epidemics":
             test = self._observed(self.courses, np.random.default_rng([self.seed, 3]))
-        return test.joined(self.train)[: len(self.train)]
+        return test.joined(self.train[len(test) :])[: len(self.train)]
 
     def references(self, panel: Panel, origins: np.ndarray) -> Forecasts:
         """Extrapolations, the fitted SIR model, and the oracle that knows each epidemic's rates."""
@@ -135,8 +135,8 @@ _SETTINGS = {
     "population": 100_000,
     "least_reported": 1.0,
     "weekday": 0.0,
-    "classical_forecasts": 15,
-    "epochs": 20,
+    "classical_forecasts": 10,
+    "epochs": 12,
     "batch_size": 64,
     "learning_rate": 2e-2,
     "schedule": "one-cycle",

@@ -175,7 +175,9 @@ def test_too_few_seasons_are_refused(tmp_path, years):
 def test_unknown_layouts_and_names_say_what_is_allowed(tmp_path):
     with pytest.raises(DataError, match=r"name its columns with --date and --value.*It has day, cases"):
         series.load(written(tmp_path, weekly()))
-    with pytest.raises(DataError, match="'gripweb' names no data; allowed are grippeweb, boarding-school and the path"):
+    with pytest.raises(
+        DataError, match="'gripweb' names no data; allowed are grippeweb, simulated, boarding-school and the path"
+    ):
         series.load("gripweb")
     (tmp_path / "image.csv").write_bytes(bytes(range(256)))
     with pytest.raises(DataError, match="cannot be read as CSV"):

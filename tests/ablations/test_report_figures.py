@@ -143,5 +143,5 @@ def test_a_study_supplies_a_figure_of_its_own(crossed, monkeypatch):
     named = crossed.declaration | {"figures": ["figures_of_mine:mine", "figures_of_mine:nothing"]}
     drawings = figures.draw(replace(crossed, declaration=named))
     assert drawings[-1].name == "epidemic_mine"
-    with pytest.raises(ValueError, match="no figure 'forecast'; a study may name .*forecasts"):
+    with pytest.raises(ValueError, match=r"no figure 'forecast'; a study may name .*forecasts"):
         figures.draw(replace(crossed, declaration=crossed.declaration | {"figures": ["forecast"]}))

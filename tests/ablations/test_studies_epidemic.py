@@ -147,6 +147,7 @@ def test_leaks_show_the_tested_epidemics_as_reported_or_reported_anew():
     assert not np.array_equal(anew.reported[:20], clean.test.reported)
     assert len(anew) == len(clean.train)
     assert windows.train_inputs.shape == clean.train_inputs.shape
+    np.testing.assert_array_equal(anew.reported[20:], clean.train.reported[20:])
 
 
 def test_scaling_gives_the_training_reports_mean_zero_and_deviation_one():
