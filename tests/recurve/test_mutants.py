@@ -327,13 +327,6 @@ MUTANTS = [
         "s < S; ++s) sum += sums[s][r][v]",
         "s < S; ++s) sum += sums[0][r][v] * 0",
     ),
-    conv("gathered around another pixel", "cpu/conv_windows.h", "sums[r + pixel / 2][c", "sums[r + pixel % 2][c"),
-    conv(
-        "weights of the first outputs gathered",
-        "cpu/conv_windows.h",
-        "grid.outputs + first) * size",
-        "grid.outputs) * size",
-    ),
     conv("zeros skipped beside infinity", "cpu/conv_windows.h", "if (sum[k] != 0) return false;", ""),
     conv(
         "images of a list not told apart",
