@@ -187,8 +187,12 @@ def test_flips_hurt_digits_and_shifts_help_against_shifts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_joined_stride_1_network_with_global_average_pooling_keeps_every_answer(tmp_path):
-    table = accuracies(tmp_path, ["padding=circular+pooling=none+head=gap"], seeds=1)
+def test_a_trained_joined_stride_1_network_with_global_average_pooling_keeps_nearly_every_answer(tmp_path):
+    table = accuracies(
+        tmp_path,
+        ["padding=circular+pooling=none+head=gap+normalisation=batch+kernel_size=7+learning_rate=0.02"],
+        seeds=1,
+    )
     blind = table[table["padding"] == "circular"].iloc[0]
     assert blind["accuracy"] > 0.3  # it has learnt something
     assert blind["equivariance_error"] < 1e-4
