@@ -5,6 +5,8 @@ All nodes need this package and the study's code, and must share the runs folder
 
 from __future__ import annotations
 
+import logging
+
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +39,7 @@ class Ray:
 
         connect = not ray.is_initialized()
         if connect:
-            ray.init(self.address, log_to_driver=False, logging_level="warning")
+            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         epochs = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         train_there = ray.remote(num_cpus=1, max_retries=0)(_train)
