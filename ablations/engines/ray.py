@@ -6,7 +6,6 @@ All nodes need this package and the study's code, and must share the runs folder
 from __future__ import annotations
 
 import logging
-
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
