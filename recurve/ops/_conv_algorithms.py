@@ -66,7 +66,7 @@ TRANSFORMS = {
 def winograd(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
     """Minimal filtering (Lavin and Gray 2016): F(4x4, 3x3), or F(2x2, 3x3) where the output has fewer than 4 pixels.
 
-    A quarter of the multiplications, or 4/9; in float32 the error is some ten times that of the direct sum.
+    A quarter of the multiplications, or 4/9; in float32 the error is some seven times that of the direct sum.
     """
     outputs, depth, *kernel = weight.shape
     if (*kernel, *stride, *dilation) != (3, 3, 1, 1, 1, 1):

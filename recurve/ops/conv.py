@@ -58,7 +58,7 @@ def conv_block(
         pool: none, max or average, over windows of `pool_size` that do not overlap; what is left over is dropped.
         algorithm: all give the same answer, up to rounding. "auto" picks what was measured to be faster of "direct",
             the fused kernel, and "native", torch's ops. "im2col", "winograd" (kernels of 3 x 3 with stride and
-            dilation 1; in float32 its error is some ten times larger) and "fft" are made of torch's ops, to compare.
+            dilation 1; in float32 its error is some seven times larger) and "fft" are made of torch's ops, to compare.
 
     Returns:
         (B, O, H', W'), with a leading E if there is one.

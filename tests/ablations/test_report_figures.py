@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ablations.records import Records
 from ablations.report import figures
-from ablations.report.evidence import gather
+from ablations.report.evidence import REFERENCES, gather
 from ablations.report.figures import Drawing
 from ablations.statistics import crossed_cells, effects, interactions, pareto_front
 
@@ -40,6 +40,13 @@ def own():
 @pytest.fixture(scope="module")
 def declaration(own):
     return figures.declare(own, "score", {"optimizer": "adam", "width": 8}, costs=["weights"])
+
+
+def test_every_reference_is_named_beside_the_levels_however_many_there_are(own, declaration):
+    errors = {name: 0.5 + 0.02 * place for place, name in enumerate(REFERENCES)}
+    (axes, *_) = figures.levels(own.assign(**errors), declaration).axes[-1:]
+    named = " ".join(text.get_text() for text in axes.texts)
+    assert all(name.replace(" extrapolation", "") in named for name in REFERENCES.values())
 
 
 def test_every_figure_draws_a_table_of_ones_own(own, declaration):

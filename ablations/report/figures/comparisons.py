@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,7 +163,7 @@ def _reference_lines(panels: Any, done: pd.DataFrame, response: Mapping[str, Any
     """Dashed lines at the references, unless they would squeeze what the networks do: those are only named."""
     low, high = panels[0].get_ylim()
     means = {name: float(done[name].mean()) * scale(response) for name in REFERENCES if name in done}
-    styles = dict(zip(means, ("--", "-.", ":"), strict=False))
+    styles = dict(zip(means, itertools.cycle(("--", "-.", ":")), strict=False))
     bottom, top, label_at = low, high, -math.inf
     for name, level in sorted(means.items(), key=lambda item: abs(item[1] - (low + high) / 2)):
         wide = min(bottom, level), max(top, level)
