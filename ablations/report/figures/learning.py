@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from ablations.report.evidence import curve_measure
-from ablations.report.figures.theme import WIDTH, bounds_of, level_colours, present_levels, themed, wrapped
+from ablations.report.figures.theme import WIDTH, bounds_of, level_colours, level_lines, present_levels, themed, wrapped
 from ablations.report.numbers import heading
 from ablations.statistics import ALPHA, one_factor_runs, share_reached
 
@@ -98,7 +98,7 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
     means = data[np.isfinite(data["y"])].groupby(["factor", "level", x], observed=True)["y"].mean()
     logarithmic = data["y"].min() > 0 and means.max() > 20 * means.min()
     for axes, factor in zip(panels, factors, strict=False):
-        colours = level_colours(factor)
+        colours, styles = level_colours(factor), level_lines(factor)
         for name in present_levels(data, factor):
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
             line = mean_band(mine.assign(y=np.log(mine["y"])) if logarithmic else mine, x)
@@ -106,9 +106,9 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
                 line = line.apply(np.exp)
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
-            axes.plot(line.index, line["mean"], color=colours[name], lw=1.8, label=name)
+            axes.plot(line.index, line["mean"], color=colours[name], ls=styles[name], lw=1.8, label=name)
         axes.set_title(heading(factor["label"]))
-        axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
+        axes.legend(loc="best", handlelength=1.6, borderaxespad=0.2)
     if logarithmic:
         panels[0].set_yscale("log")
     label_panels(panels, len(factors), x_label, y_label)

@@ -20,6 +20,7 @@ from ablations.report.numbers import decimals, number
 
 INK, MUTED, GRID = "#1b2733", "#66727e", "#d9dfe5"  # the page replaces these by its own, light or dark
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9"]  # Okabe and Ito's, for light and dark
+LINES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "supported": ("#009e73", "o"),
@@ -144,6 +145,12 @@ def present_levels(data: pd.DataFrame, factor: Mapping[str, Any]) -> list[str]:
 def level_colours(factor: Mapping[str, Any]) -> dict[str, str]:
     """The baseline is ink; other levels keep their colour in every figure."""
     return dict(zip([level["name"] for level in factor["levels"]], [INK, *PALETTE * 4], strict=False))
+
+
+def level_lines(factor: Mapping[str, Any]) -> dict[str, str]:
+    """Line styles that tell apart the levels whose colours repeat."""
+    rounds = [0, *(place // len(PALETTE) for place in range(len(factor["levels"]) - 1))]
+    return {level["name"]: LINES[k % len(LINES)] for level, k in zip(factor["levels"], rounds, strict=True)}
 
 
 def wrapped(text: str, width: int) -> str:
