@@ -20,7 +20,14 @@ from bench.cases import BYTES
 from bench.protocol import NATIVE, OURS, Competitor, Problem
 
 FEWER = {  # so that a block takes seconds: steps and model are those of the quick preset
-    "epidemic": {"train_epidemics": 30, "validation_epidemics": 8, "test_epidemics": 8, "epochs": 1},
+    "epidemic": {
+        "train_epidemics": 30,
+        "validation_epidemics": 8,
+        "test_epidemics": 8,
+        "epochs": 1,
+        "schedule": "constant",
+        "learning_rate": 5e-3,
+    },
     "vision": {"train_images": 128, "validation_images": 64, "test_images": 80, "shifted_images": 16, "epochs": 1},
 }
 
