@@ -19,7 +19,7 @@ from ablations.training import PREDICT_ROWS, Ensemble, fresh_model, learn, strea
 from bench.cases import BYTES
 from bench.protocol import NATIVE, OURS, Competitor, Problem
 
-FEWER = {  # so that a block takes seconds: steps and model are those of the quick preset
+FEWER: dict[str, dict[str, Any]] = {  # so that a block takes seconds: steps and model are those of the quick preset
     "epidemic": {
         "train_epidemics": 30,
         "validation_epidemics": 8,
