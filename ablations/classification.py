@@ -10,7 +10,7 @@ import torch
 
 from ablations.data.augmentation import augmentation, shift
 from ablations.data.images import held_out, load, split, version
-from ablations.design import Predictor
+from ablations.design import Predictor, Response
 from ablations.models import ConvNet, Style
 
 SHIFTS = np.arange(-6, 7, 2)  # pixels down and to the right
@@ -18,6 +18,18 @@ CENTRE = len(SHIFTS) // 2
 EQUIVARIANCE_SHIFT = 3  # pixels to the right and down, in a frame whose sides are joined
 EQUIVARIANCE_IMAGES = 100
 SHOWN_IMAGES = 8  # of the figure of augmentations
+RESPONSES = (
+    Response("accuracy", "test accuracy", "accuracy", "higher", "%"),
+    Response("shift_consistency", "answers kept under shifts of 2 pixels", "accuracy", "higher", "%"),
+    Response("shifted_accuracy", "mean accuracy under shifts of up to 6 pixels", "accuracy", "higher", "%"),
+    Response("equivariance_error", "equivariance error of the last block", "accuracy", "lower", "%"),
+    Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),
+    Response("parameters", "parameters", "complexity", "lower"),
+    Response("flops", "arithmetic operations per image", "complexity", "lower"),
+    Response("peak_memory", "memory of a training step", "complexity", "lower", "bytes"),
+    Response("seconds_per_step", "time per training step", "complexity", "lower", "s"),
+)
+SMOKE = {"train_images": 512, "validation_images": 256, "test_images": 500, "shifted_images": 100, "epochs": 2}
 
 
 class ImageTask:

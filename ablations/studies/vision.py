@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.classification import ImageTask
-from ablations.design import Expectation, Expected, Factor, Hypothesis, Level, Preset, Response, Study
+from ablations.classification import RESPONSES, SMOKE, ImageTask
+from ablations.design import Expectation, Expected, Factor, Hypothesis, Level, Preset, Study
 
 MATTERS = 0.005  # half a percentage point: one digit in 200
 
@@ -385,23 +385,9 @@ STUDY = Study(
     question="What makes a small convolutional network accurate for its size, and how well does it stand translation?",
     version="2",
     factors=FACTORS,
-    responses=(
-        Response("accuracy", "test accuracy", "accuracy", "higher", "%"),
-        Response("shift_consistency", "answers kept under shifts of 2 pixels", "accuracy", "higher", "%"),
-        Response("shifted_accuracy", "mean accuracy under shifts of up to 6 pixels", "accuracy", "higher", "%"),
-        Response("equivariance_error", "equivariance error of the last block", "accuracy", "lower", "%"),
-        Response("epochs_to_converge", "epochs to converge", "convergence", "lower"),
-        Response("parameters", "parameters", "complexity", "lower"),
-        Response("flops", "arithmetic operations per image", "complexity", "lower"),
-        Response("peak_memory", "memory of a training step", "complexity", "lower", "bytes"),
-        Response("seconds_per_step", "time per training step", "complexity", "lower", "s"),
-    ),
+    responses=RESPONSES,
     presets={
-        "smoke": Preset(
-            _SETTINGS
-            | {"train_images": 512, "validation_images": 256, "test_images": 500, "shifted_images": 100, "epochs": 2},
-            seeds=2,
-        ),
+        "smoke": Preset(_SETTINGS | SMOKE, seeds=2),
         "quick": Preset(_SETTINGS, seeds=5, levels=_QUICK_LEVELS),
         "full": Preset(
             _SETTINGS | {"train_images": 50_000, "validation_images": 10_000, "shifted_images": 10_000, "epochs": 30},
