@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import assert_stacked_equal_alone
 from torch.func import functional_call, stack_module_state
 
 import recurve
@@ -59,18 +60,7 @@ def test_forecasters_give_ascending_quantiles_of_every_day_of_the_horizon(name):
 
 @pytest.mark.parametrize("name", FORECASTERS)
 def test_stacked_models_compute_and_learn_what_each_does_alone(name):
-    models = [forecaster(name) for _ in range(3)]
-    inputs = torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1))
-    parameters, buffers = stack_module_state(models)
-    outputs = torch.vmap(lambda p, b: functional_call(models[0], (p, b), (inputs,)))(parameters, buffers)
-    outputs.square().sum().backward()
-    for member, model in enumerate(models):
-        alone = model(inputs)
-        alone.square().sum().backward()
-        torch.testing.assert_close(outputs[member], alone, rtol=1e-4, atol=1e-5)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                torch.testing.assert_close(parameters[name].grad[member], parameter.grad, rtol=1e-3, atol=1e-4)
+    assert_stacked_equal_alone(lambda: forecaster(name), torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1)))
 
 
 def test_first_quantiles_are_those_of_a_normal_distribution():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call, stack_module_state
+from networks import assert_stacked_equal_alone
 
 from ablations.classification import equivariance_errors, roll
 from ablations.models import ConvNet, Style
@@ -140,18 +140,9 @@ CASES = [
 
 @pytest.mark.parametrize(("chosen", "style"), CASES, ids=str)
 def test_stacked_models_compute_and_learn_what_each_does_alone(chosen, style):
-    models = [ConvNet(GREY, 10, [[4], [6]], style=Style(**style), **chosen) for _ in range(3)]
-    inputs = torch.rand(5, *GREY)
-    parameters, buffers = stack_module_state(models)
-    outputs = torch.vmap(lambda p, b: functional_call(models[0], (p, b), (inputs,)))(parameters, buffers)
-    outputs.square().sum().backward()
-    for member, model in enumerate(models):
-        alone = model(inputs)
-        alone.square().sum().backward()
-        torch.testing.assert_close(outputs[member], alone, rtol=1e-4, atol=1e-5)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                torch.testing.assert_close(parameters[name].grad[member], parameter.grad, rtol=1e-3, atol=1e-4)
+    assert_stacked_equal_alone(
+        lambda: ConvNet(GREY, 10, [[4], [6]], style=Style(**style), **chosen), torch.rand(5, *GREY)
+    )
 
 
 @pytest.mark.parametrize(
