@@ -123,14 +123,10 @@ void unpool_row(const ConvShape& s, const T* pixels, const T* dy, int64_t pitch,
     for (; j < count; j += lanes<T>) {
       const Window2x2<T> w(pixels + 2 * j, pixels + pitch + 2 * j);
       const Vector<T> g = load(dy + j, count - j), zero = zero_vector<T>();
-      Vector<T> value = w.upper_left;
-      const auto b = (w.upper_right > value) | (w.upper_right != w.upper_right);
-      value = b ? w.upper_right : value;
-      const auto c = (w.lower_left > value) | (w.lower_left != w.lower_left);
-      value = c ? w.lower_left : value;
-      const auto d = (w.lower_right > value) | (w.lower_right != w.lower_right);
-      const Vector<T> upper_left = (b | c | d) ? zero : g, upper_right = (b & ~c & ~d) ? g : zero;
-      const Vector<T> lower_left = (c & ~d) ? g : zero, lower_right = d ? g : zero;
+      typename Real<Vector<T>>::Bits place;
+      largest(w, place);
+      const Vector<T> upper_left = place == 0 ? g : zero, upper_right = place == 1 ? g : zero;
+      const Vector<T> lower_left = place == 2 ? g : zero, lower_right = place == 3 ? g : zero;
       store_pair(dpixels + 2 * j, upper_left, upper_right, 2 * (count - j));
       store_pair(dpixels + pitch + 2 * j, lower_left, lower_right, 2 * (count - j));
     }
