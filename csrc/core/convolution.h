@@ -1,0 +1,43 @@
+// The geometry of the convolution block, and what its backward pass needs of the forward pass.
+#pragma once
+
+#include <cstdint>
+
+#include "activation.h"
+
+namespace recurve {
+
+enum class Pool : int { none = 0, max, average };
+
+constexpr const char* pool_names[] = {"none", "max", "average"};
+
+// Convolution (cross-correlation), bias, activation, pooling over windows that do not overlap.
+struct ConvShape {
+  int64_t models, batch, channels, height, width, outputs;
+  int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
+  Activation activation;
+  Pool pool;
+  int64_t window[2];  // of the pooling; 1, 1 without
+  bool shared;        // all models read the same x
+
+  constexpr int64_t convolved(int axis) const {
+    const int64_t size = axis == 0 ? height : width;
+    return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
+  }
+  constexpr int64_t pooled(int axis) const { return convolved(axis) / window[axis]; }
+
+  constexpr bool depthwise() const { return groups > 1 && groups == channels && groups == outputs; }
+
+  // Whether the forward pass can leave which pixel of each window was the largest, as a byte, for the backward pass.
+  constexpr bool keeps_places() const {
+    return pool == Pool::max && window[0] * window[1] <= 256 && slope_follows_from_value(activation);
+  }
+
+  // Whether the backward pass can do without the pre-activations.
+  constexpr bool keeps_enough() const {
+    return keeps_places() || (pool == Pool::none && slope_follows_from_value(activation)) ||
+           (pool == Pool::average && activation == Activation::none);
+  }
+};
+
+}  // namespace recurve
