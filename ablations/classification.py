@@ -72,8 +72,11 @@ class ImageTask:
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs, targets)
 
-    def validate(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        outputs = predict(self.validation.images)
+    @property
+    def validation_inputs(self) -> torch.Tensor:
+        return self.validation.images
+
+    def validate(self, outputs: torch.Tensor) -> dict[str, float]:
         return {
             "validation_loss": float(self.loss(outputs, self.validation.labels)),
             "validation_accuracy": _share(outputs.argmax(1) == self.validation.labels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
@@ -136,7 +136,7 @@ class Condition:
 class Predictor(Protocol):
     """A trained model as a function of inputs (N, ...), and by itself."""
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, inputs: torch.Tensor) -> Any: ...
 
     def module(self) -> torch.nn.Module:
         """A copy of the model, in evaluation mode."""
@@ -152,6 +152,10 @@ class Task(Protocol):
     per_model: ClassVar[frozenset[str]]  # settings that change neither shapes nor the path of model and loss
     train_inputs: torch.Tensor  # (N, ...)
     train_targets: torch.Tensor  # (N, ...)
+
+    @property
+    def validation_inputs(self) -> torch.Tensor:
+        """(M, ...)"""
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None: ...
 
@@ -169,11 +173,12 @@ class Task(Protocol):
     def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A batch of training inputs (B, ...) as the model shall see it."""
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean training loss of one model's batch, a scalar; runs under `torch.vmap`."""
+    def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        """Mean training loss of what the model makes of a batch, a scalar; runs under `torch.vmap`."""
 
-    def validate(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """Measures on the validation part for the learning curve; `validation_loss` must be among them."""
+    def validate(self, outputs: Any) -> dict[str, float]:
+        """Measures for the learning curve, of what the model makes of `validation_inputs`; `validation_loss` must be
+        among them."""
 
     def evaluate(self, predict: Predictor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The study's own responses on the test part, and the arrays that its figures need."""

@@ -43,10 +43,10 @@ def estimate_cost(configurations: Sequence[Configuration], task_type: type[Task]
     making = time.perf_counter() - start
     step = _median_seconds_per_step(ensemble)
     start = time.perf_counter()
-    ensemble.tasks[0].validate(ensemble.predictor(0))
+    for task, outputs in zip(ensemble.tasks, ensemble.validation_outputs(), strict=True):
+        task.validate(outputs)
     validation = time.perf_counter() - start
-    epoch = ensemble.steps_per_epoch * step / len(configurations) + validation
-    task = ensemble.tasks[0]
+    epoch = (ensemble.steps_per_epoch * step + validation) / len(configurations)
     return Cost(
         count_parameters(task.model()),
         peak_memory(task, ensemble.batch_size) + task.train_inputs.nbytes + task.train_targets.nbytes,

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.func import functional_call, stack_module_state
+from torch.utils._pytree import tree_map
 
 import recurve
 from ablations.complexity import Complexity, complexity
@@ -31,7 +32,7 @@ from ablations.optimizers import Average, beside, optimizer, schedule
 from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
 
 CONVERGED_WITHIN = 0.05  # of the lowest validation loss, relative
-PREDICT_ROWS = 1024
+PREDICT_ROWS = 1024  # at once, of all models together
 
 Row = Mapping[str, float]  # of a learning curve: epoch, step, seconds, train_loss and the task's measures
 Report = Callable[[int, int, Mapping[str, Row]], None]  # epoch, of epochs, the newest row by key of the run
@@ -71,7 +72,7 @@ class Ensemble:
     in every condition, and the same initial weights where the model draws them alike. Runs may differ in seed, learning
     rate and its scale, clipping and what their task calls `per_model`.
 
-    Raises `ValueError` if they differ in the shapes of their training data. A model that draws random numbers in its
+    Raises `ValueError` if they differ in the shapes of their data. A model that draws random numbers in its
     forward pass is refused by `torch.vmap`, since those draws would depend on who trains beside it; `models.Dropout`
     serves instead.
     """
@@ -80,9 +81,9 @@ class Ensemble:
         self.configurations = configurations
         self.settings = configurations[0].settings
         self.tasks = [task_type(c.settings, c.seed) for c in configurations]
-        shapes = {(tuple(task.train_inputs.shape), tuple(task.train_targets.shape)) for task in self.tasks}
+        shapes = {_shapes(task) for task in self.tasks}
         if len(shapes) > 1:
-            raise ValueError(f"runs trained together need training data of one shape, these have {sorted(shapes)}")
+            raise ValueError(f"runs trained together need data of one shape, these have {sorted(shapes)}")
         models = []
         for task, configuration in zip(self.tasks, configurations, strict=True):
             models.append(fresh_model(task, configuration.seed))
@@ -150,9 +151,28 @@ class Ensemble:
         self._average.update()
         return losses.detach()
 
+    @torch.no_grad()
+    def validation_outputs(self) -> list[Any]:
+        """What each model, as `predictor` gives it, makes of its task's `validation_inputs`."""
+        self._model.eval()
+        inputs = [task.validation_inputs for task in self.tasks]
+        # a batch at a time, or more if that is few: without gradients it takes less memory than a training step
+        rows = max(self.batch_size, PREDICT_ROWS // len(inputs))
+        outputs = joined(
+            [
+                torch.vmap(self._outputs)(self._average.values, torch.stack(part).to(self._device))
+                for part in zip(*(of_task.split(rows) for of_task in inputs), strict=True)
+            ],
+            dim=1,
+        )
+        return [tree_map(lambda t, member=member: t[member].cpu(), outputs) for member in range(len(inputs))]
+
     def predictor(self, member: int) -> Trained:
         """One model as it is now, with its averaged weights where the settings ask for averaging."""
         return Trained(self._model, {name: tensor[member].detach() for name, tensor in self._average.values.items()})
+
+    def _outputs(self, state: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> Any:
+        return functional_call(self._model, dict(state), (inputs,))
 
     def _loss(
         self,
@@ -165,23 +185,32 @@ class Ensemble:
 
 
 class Trained:
-    """The function (N, ...) -> (N, ...) that a model is with the given state, in evaluation mode, without gradients."""
+    """The function of inputs (N, ...) that a model is with the given state, in evaluation mode, without gradients."""
 
     def __init__(self, model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         self._model, self._state = model, dict(state)
 
     @torch.no_grad()
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor) -> Any:
         self._model.eval()
         where = next(iter(self._state.values())).device
         parts = [functional_call(self._model, self._state, (rows.to(where),)) for rows in inputs.split(PREDICT_ROWS)]
-        return torch.cat(parts).to(inputs.device)
+        return tree_map(lambda t: t.to(inputs.device), joined(parts))
 
     def module(self) -> torch.nn.Module:
         """A copy of the model by itself, in evaluation mode."""
         module = copy.deepcopy(self._model).eval()
         module.load_state_dict(self._state)
         return module
+
+
+def joined(parts: Sequence[Any], dim: int = 0) -> Any:
+    """What models made of parts of their inputs, as if of the whole."""
+    return tree_map(lambda *tensors: torch.cat(tensors, dim), *parts)
+
+
+def _shapes(task: Task) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(data.shape) for data in (task.train_inputs, task.train_targets, task.validation_inputs))
 
 
 def _on(where: torch.device, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -191,7 +220,7 @@ def _on(where: torch.device, state: dict[str, torch.Tensor]) -> dict[str, torch.
 
 def fresh_model(task: Task, seed: int) -> torch.nn.Module:
     """The run's model before its first step."""
-    torch.manual_seed(_derived_seed(seed, "weights"))
+    torch.default_generator.manual_seed(_derived_seed(seed, "weights"))  # torch.manual_seed takes longer than a model
     model = task.model()
     for place, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
         module.stream.fill_(_derived_seed(seed, f"dropout {place}"))
@@ -263,6 +292,7 @@ def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int
     report(0, epochs, {})
     for epoch in range(1, epochs + 1):
         losses = torch.stack([ensemble.step(inputs, targets) for inputs, targets in ensemble.batches()]).cpu()
+        outputs = ensemble.validation_outputs()
         for member, task in enumerate(ensemble.tasks):
             if member in diverged:
                 continue
@@ -271,7 +301,7 @@ def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int
             if len(lost):
                 diverged[member] = f"training loss was not finite at epoch {epoch}, step {steps + int(lost[0]) + 1}"
                 continue
-            measures = {name: float(value) for name, value in task.validate(ensemble.predictor(member)).items()}
+            measures = {name: float(value) for name, value in task.validate(outputs[member]).items()}
             if not math.isfinite(measures["validation_loss"]):
                 step = steps + ensemble.steps_per_epoch
                 diverged[member] = f"validation loss was not finite after epoch {epoch}, step {step}"

@@ -15,7 +15,7 @@ from ablations import studies
 from ablations.complexity import complexity
 from ablations.design import Task
 from ablations.records import Configuration
-from ablations.training import PREDICT_ROWS, Ensemble, fresh_model, learn, stream
+from ablations.training import PREDICT_ROWS, Ensemble, fresh_model, joined, learn, stream
 from bench.cases import BYTES
 from bench.protocol import NATIVE, OURS, Competitor, Problem
 
@@ -104,11 +104,6 @@ def _run_alone(seed: int, task: Task, settings: Mapping[str, Any]) -> Tensor:
         optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
         order, augmentation, losses = stream(seed, "order"), stream(seed, "augmentation"), []
 
-        @torch.no_grad()
-        def predict(inputs: Tensor) -> Tensor:
-            model.eval()
-            return torch.cat([model(rows.to(dtype)) for rows in inputs.split(PREDICT_ROWS)])
-
         for _ in range(settings["epochs"]):
             batches = torch.randperm(len(task.train_inputs), generator=order).split(settings["batch_size"])
             model.train()
@@ -120,7 +115,10 @@ def _run_alone(seed: int, task: Task, settings: Mapping[str, Any]) -> Tensor:
                 if "clip" in settings:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
                 optimizer.step()
-            losses.append(task.validate(predict)["validation_loss"])
+            model.eval()
+            with torch.no_grad():
+                outputs = joined([model(rows.to(dtype)) for rows in task.validation_inputs.split(PREDICT_ROWS)])
+            losses.append(task.validate(outputs)["validation_loss"])
     return torch.tensor(losses, dtype=torch.float64)
 
 

@@ -7,32 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ablations.forecasting.baselines import FIT_WINDOWS, classical, extrapolate, log_share, windows, with_intervals
-from ablations.forecasting.scores import (
-    LEVELS,
-    MEDIAN,
-    NOMINAL,
-    QUANTILES,
-    coverage,
-    naive_scale,
-    weighted_interval_score,
-)
-from ablations.models import Forecaster
+from ablations.forecasting.scores import LEVELS, MEDIAN, NOMINAL, coverage, naive_scale, weighted_interval_score
+from ablations.models import Forecaster, Quantiles
 
 SHOWN_EPIDEMICS = 4
 MODEL_SETTINGS = {  # no forecast without a network depends on them
     *("cell", "history", "hidden_size", "depth", "dense", "bidirectional", "strategy", "keep_bias", "observed"),
     *("leakage", "origins_per_epidemic", "epochs", "batch_size", "learning_rate", "schedule", "clip"),
 }
-Predict = Callable[[torch.Tensor], torch.Tensor]
+Predict = Callable[[torch.Tensor], Quantiles]
 Forecasts = Mapping[str, np.ndarray]  # by name, (n, m, horizon) or with their quantiles (n, m, horizon, 23)
 Results = tuple[dict[str, float], dict[str, np.ndarray]]
-_CENTRE = torch.tensor(QUANTILES) - 0.5
 
 
 @dataclass(frozen=True)
@@ -151,19 +143,25 @@ class ForecastTask:
     def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return inputs
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Twice the mean pinball loss of the 23 quantiles, which is the weighted interval score of the scaled logs."""
-        miss = targets[..., None] - outputs
-        return (miss.abs() + 2 * miss * _CENTRE.to(miss)).mean()
+    def loss(self, outputs: Quantiles, targets: torch.Tensor) -> torch.Tensor:
+        """The weighted interval score of the scaled logs."""
+        return outputs.loss(targets)
 
-    def validate(self, predict: Predict) -> dict[str, float]:
+    @cached_property
+    def validation_inputs(self) -> torch.Tensor:
+        return self.inputs(self.validation, self.origins(self.validation))
+
+    def validate(self, outputs: Quantiles) -> dict[str, float]:
         origins = self.origins(self.validation)
-        outputs = predict(self.inputs(self.validation, origins))
-        medians = self.shares(outputs[..., MEDIAN : MEDIAN + 1], self.validation, origins)[..., 0]
+        medians = self.shares(outputs.median[..., None], self.validation, origins)[..., 0]
         return {
-            "validation_loss": float(self.loss(outputs, self.targets(self.validation, origins))),
+            "validation_loss": float(self.loss(outputs, self._validation_targets)),
             "validation_error": self.error(medians, self.validation),
         }
+
+    @cached_property
+    def _validation_targets(self) -> torch.Tensor:
+        return self.targets(self.validation, self.origins(self.validation))
 
     def evaluate(self, predict: Predict) -> Results:
         test, origins = self.test, self.origins(self.test)
@@ -236,7 +234,7 @@ class ForecastTask:
 
     def forecast(self, predict: Predict, panel: Panel, origins: np.ndarray) -> np.ndarray:
         """The network's quantiles (n, m, horizon, 23)."""
-        return self.shares(predict(self.inputs(panel, origins)), panel, origins)
+        return self.shares(predict(self.inputs(panel, origins)).values(), panel, origins)
 
     def inputs(self, panel: Panel, origins: np.ndarray) -> torch.Tensor:
         """Scaled histories (n * m, history, channels)."""
@@ -250,9 +248,9 @@ class ForecastTask:
         change = windows(log_share(panel.truth, self.floor), origins, self.future) - self._last(panel, origins)
         return torch.from_numpy(change / self.scaler.deviation[0]).float().reshape(-1, len(self.future))
 
-    def shares(self, outputs: torch.Tensor, panel: Panel, origins: np.ndarray) -> np.ndarray:
-        """What the network's outputs (n * m, horizon, k) say, as shares (n, m, horizon, k)."""
-        change = self.scaler.deviation[0] * outputs.double().numpy().reshape(*origins.shape, *outputs.shape[1:])
+    def shares(self, changes: torch.Tensor, panel: Panel, origins: np.ndarray) -> np.ndarray:
+        """What scaled changes of the log (n * m, horizon, k) say, as shares (n, m, horizon, k)."""
+        change = self.scaler.deviation[0] * changes.double().numpy().reshape(*origins.shape, *changes.shape[1:])
         with np.errstate(over="ignore"):
             return np.exp(self._last(panel, origins)[..., None] + change).clip(max=self.most)
 

@@ -3,6 +3,6 @@
 from ablations.models.convolutional import ConvNet, Style
 from ablations.models.dropout import Dropout
 from ablations.models.memory import Reader
-from ablations.models.recurrent import CELLS, Forecaster
+from ablations.models.recurrent import CELLS, Forecaster, Quantiles
 
-__all__ = ["CELLS", "ConvNet", "Dropout", "Forecaster", "Reader", "Style"]
+__all__ = ["CELLS", "ConvNet", "Dropout", "Forecaster", "Quantiles", "Reader", "Style"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ import recurve.nn
 from ablations.forecasting.scores import MEDIAN, QUANTILES
 
 LEAK = 0.3  # of the leaky units
+TINY = 1e-30  # keeps what a width divides finite
 SPECTRAL_RADIUS = 0.9  # of an echo state network's recurrent weights
 KERNEL = 3  # days that a temporal convolution sees at once
 RECURRENT: dict[str, Callable[..., nn.Module]] = {
@@ -26,6 +27,42 @@ RECURRENT: dict[str, Callable[..., nn.Module]] = {
 CELLS = (*RECURRENT, "tcn", "mlp")
 STRATEGIES = ("direct", "recursive", "encoder-decoder")
 KEEPING_GATE = {"lstm": 1, "gru": 1, "gru-before": 1}  # the place of the gate that keeps the state, among the gates
+_CENTRE = torch.tensor(QUANTILES[MEDIAN + 1 :], dtype=torch.float64) - 0.5  # how far the upper levels are from 1/2
+
+
+class Quantiles(NamedTuple):
+    """23 quantiles of each day ahead: a median and, on either side of it, a width times distances that all days share.
+
+    Every member starts with the same leading axes.
+    """
+
+    median: torch.Tensor  # (..., horizon)
+    width: torch.Tensor  # (..., 2, horizon), below and above, not negative
+    distance: torch.Tensor  # (..., 2, 11), below and above, ascending from the median
+
+    def values(self) -> torch.Tensor:
+        """Ascending, (..., horizon, 23)."""
+        below, above = (self.width[..., None] * self.distance[..., None, :]).unbind(-3)
+        median = self.median[..., None]
+        return torch.cat([median - below.flip(-1), median, median + above], dim=-1)
+
+    def loss(self, truth: torch.Tensor) -> torch.Tensor:
+        """Twice the mean pinball loss against truth (..., horizon), a scalar: the mean weighted interval score.
+
+        A quantile d widths above the median misses by u - w d and costs |u - w d| + 2 c (u - w d), with c its level
+        minus one half; below the median it is the same with -u. Summed over a side, of whose n distances j are below
+        u / w, this is u (2 j - n + 2 sum(c)) - w (2 (d_1 + ... + d_j) + sum((2 c - 1) d)): a sum over quantiles never
+        has to be taken day by day.
+        """
+        centre = _CENTRE.to(truth)
+        miss = truth - self.median
+        sides = torch.stack([-miss, miss], dim=-2)
+        with torch.no_grad():
+            passed = torch.searchsorted(self.distance.contiguous(), sides / self.width.clamp_min(TINY))
+        rest = ((2 * centre - 1) * self.distance).sum(-1, keepdim=True)
+        passed_distance = torch.cat([rest, rest + 2 * self.distance.cumsum(-1)], dim=-1).gather(-1, passed)
+        of_sides = sides * (2 * passed + 2 * centre.sum() - len(centre)) - self.width * passed_distance
+        return (miss.abs() + of_sides.sum(-2)).mean() / len(QUANTILES)
 
 
 class Forecaster(nn.Module):
@@ -76,29 +113,29 @@ class Forecaster(nn.Module):
                 _set_keep_bias(part, KEEPING_GATE[cell], keep_bias)
         self.head = QuantileHead(features, dense, horizon if strategy == "direct" else 1)
 
-    def forward(self, histories: torch.Tensor) -> torch.Tensor:
-        """Histories (B, days, inputs) to quantiles (B, horizon, 23) of the change since the last day."""
+    def forward(self, histories: torch.Tensor) -> Quantiles:
+        """Histories (B, days, inputs) to quantiles of the change since the last day, with leading axis B."""
         states, last = self.encoder(histories)
         if self.strategy == "direct":
-            return self.head(self._summary(states))
+            return self.head(self._summary(states, last))
         if self.decoder is not None:
             states, _ = self.decoder(self._decoder_inputs(histories), last)
-            return self.head(states).squeeze(-2)
-        forecasts: list[torch.Tensor] = []
-        newest, state = histories[:, -1:], states[:, -1]
+            median, width, distance = self.head(states)  # of one day, with leading axes (B, horizon)
+            return Quantiles(median.squeeze(-1), width.squeeze(-1).mT, distance[:, 0])
+        days: list[Quantiles] = []
         for _ in range(self.horizon):
-            change = self.head(state) if not forecasts else self.head(state) + forecasts[-1][..., MEDIAN, None]
-            forecasts.append(change)
-            states, last = self.encoder(newest + change[..., MEDIAN, None], last)
-            state = states[:, -1]
-        return torch.cat(forecasts, dim=1)
+            day = self.head(self._summary(states, last))
+            days.append(day._replace(median=day.median + days[-1].median) if days else day)
+            states, last = self.encoder(histories[:, -1:] + days[-1].median[..., None], last)
+        median, width = (torch.cat(parts, dim=-1) for parts in list(zip(*days, strict=True))[:2])
+        return Quantiles(median, width, days[0].distance)
 
-    def _summary(self, states: torch.Tensor) -> torch.Tensor:
+    def _summary(self, states: torch.Tensor, last: Any) -> torch.Tensor:
         """The state in which each direction has read the whole history, (B, features)."""
-        if not self.bidirectional:
+        if last is None:
             return states[:, -1]
-        forward, backward = states.chunk(2, dim=-1)
-        return torch.cat([forward[:, -1], backward[:, 0]], dim=-1)
+        hidden = last[0] if isinstance(last, tuple) else last  # (layers and their directions, B, H)
+        return hidden[-2:].transpose(0, 1).flatten(1) if self.bidirectional else hidden[-1]
 
     def _decoder_inputs(self, histories: torch.Tensor) -> torch.Tensor:
         """The last value and how far ahead a day lies, (B, horizon, 2)."""
@@ -108,8 +145,8 @@ class Forecaster(nn.Module):
 
 
 class QuantileHead(nn.Module):
-    """Quantiles as a median and, on either side of it, a width times steps that are learned and shared: they cannot
-    cross. At first the steps are those of a normal distribution."""
+    """Quantiles whose distances are learned as steps from one to the next, so that they cannot cross. At first the
+    steps are those of a normal distribution."""
 
     def __init__(self, features: int, dense: int, horizon: int) -> None:
         super().__init__()
@@ -118,12 +155,13 @@ class QuantileHead(nn.Module):
         upper = torch.tensor([NormalDist().inv_cdf(q) for q in QUANTILES[MEDIAN:]])
         self.steps = nn.Parameter(upper.diff().expm1().log().expand(2, -1).clone())  # softplus gives the differences
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States (..., features) to quantiles (..., horizon, 23)."""
-        median, below, above = self.layers(states).unflatten(-1, (-1, 3)).split(1, dim=-1)
-        distances = nn.functional.softplus(self.steps).cumsum(-1)
-        lower = median - nn.functional.softplus(below) * distances[0].flip(-1)
-        return torch.cat([lower, median, median + nn.functional.softplus(above) * distances[1]], dim=-1)
+    def forward(self, states: torch.Tensor) -> Quantiles:
+        """States (..., features) to quantiles with those leading axes."""
+        median, *width = self.layers(states).unflatten(-1, (-1, 3)).unbind(-1)
+        distance = nn.functional.softplus(self.steps).cumsum(-1)
+        return Quantiles(
+            median, nn.functional.softplus(torch.stack(width, dim=-2)), distance.expand(*median.shape[:-1], -1, -1)
+        )
 
 
 class Window(nn.Module):

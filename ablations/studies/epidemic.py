@@ -161,7 +161,7 @@ STUDY = Study(
     name="epidemic",
     title="Forecasting an epidemic around its peak",
     question="Which design choices of a small network help to forecast an epidemic around its peak?",
-    version="2",
+    version="3",
     factors=(
         Factor(
             "cell",

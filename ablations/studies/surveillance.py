@@ -118,7 +118,7 @@ STUDY = Study(
     name="surveillance",
     title="Forecasting real seasons of a disease",
     question="Which design choices of a small network help to forecast real seasons of a disease around their peaks?",
-    version="1",
+    version="2",
     factors=(
         Factor(
             "cell",

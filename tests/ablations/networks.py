@@ -6,14 +6,16 @@ import torch
 from torch.func import functional_call, stack_module_state
 
 
-def assert_stacked_equal_alone(make: Callable[[], torch.nn.Module], inputs: torch.Tensor) -> None:
-    """Three fresh models under `torch.vmap` give the outputs and gradients that each gives alone."""
+def assert_stacked_equal_alone(
+    make: Callable[[], torch.nn.Module], inputs: torch.Tensor, values: Callable[..., torch.Tensor] = torch.Tensor.clone
+) -> None:
+    """Three fresh models under `torch.vmap` give the `values` of outputs, and gradients, that each gives alone."""
     models = [make() for _ in range(3)]
     parameters, buffers = stack_module_state(models)
-    outputs = torch.vmap(lambda p, b: functional_call(models[0], (p, b), (inputs,)))(parameters, buffers)
+    outputs = torch.vmap(lambda p, b: values(functional_call(models[0], (p, b), (inputs,))))(parameters, buffers)
     outputs.square().sum().backward()
     for member, model in enumerate(models):
-        alone = model(inputs)
+        alone = values(model(inputs))
         alone.square().sum().backward()
         torch.testing.assert_close(outputs[member], alone, rtol=1e-4, atol=1e-5)
         for name, parameter in model.named_parameters():

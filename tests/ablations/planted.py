@@ -60,10 +60,13 @@ class PlantedTask:
     def loss(self, outputs, targets):
         return torch.nn.functional.mse_loss(outputs, targets)
 
-    def validate(self, predict):
+    @property
+    def validation_inputs(self):
+        return self._held_out[0]
+
+    def validate(self, outputs):
         time.sleep(self._settings.get("pause", float(os.environ.get("PLANTED_PAUSE", 0))))
-        inputs, targets = self._held_out
-        return {"validation_loss": self.loss(predict(inputs), targets).item()}
+        return {"validation_loss": self.loss(outputs, self._held_out[1]).item()}
 
     def evaluate(self, predict):
         if self._seed in self._settings.get("fail_evaluation_for", ()):

@@ -7,7 +7,7 @@ from torch.func import functional_call, stack_module_state
 
 import recurve
 from ablations.forecasting.scores import QUANTILES
-from ablations.models import CELLS, Dropout, Forecaster
+from ablations.models import CELLS, Dropout, Forecaster, Quantiles
 from ablations.models.recurrent import RECURRENT, STRATEGIES, QuantileHead
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -53,18 +53,39 @@ def forecaster(name, horizon=3):
 @pytest.mark.parametrize("name", FORECASTERS)
 def test_forecasters_give_ascending_quantiles_of_every_day_of_the_horizon(name):
     model = forecaster(name)
-    quantiles = model(torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1)))
+    quantiles = model(torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1))).values()
     assert quantiles.shape == (5, 3, 23)
     assert (quantiles.diff(dim=-1) > 0).all()
 
 
 @pytest.mark.parametrize("name", FORECASTERS)
 def test_stacked_models_compute_and_learn_what_each_does_alone(name):
-    assert_stacked_equal_alone(lambda: forecaster(name), torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1)))
+    inputs = torch.randn(5, 7, FORECASTERS[name][1].get("inputs", 1))
+    assert_stacked_equal_alone(lambda: forecaster(name), inputs, Quantiles.values)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.0, 1e-6])
+def test_the_loss_is_twice_the_mean_pinball_loss_of_the_quantiles_and_so_are_its_gradients(spread):
+    truth = 3 * torch.randn(2, 5, 7, dtype=torch.float64)
+    parts = [torch.randn(2, 5, 7), spread * torch.rand(2, 5, 2, 7), torch.rand(2, 5, 2, 11).cumsum(-1)]
+    quantiles = Quantiles(*(part.double().requires_grad_() for part in parts))
+    miss, level = truth[..., None] - quantiles.values(), torch.tensor(QUANTILES, dtype=torch.float64)
+    expected = 2 * torch.maximum(level * miss, (level - 1) * miss).mean()
+    assert quantiles.loss(truth).item() == pytest.approx(expected.item(), rel=1e-12)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(v, quantiles) for v in (quantiles.loss(truth), expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
+def test_a_certain_forecast_loses_its_absolute_error():
+    quantiles = Quantiles(torch.zeros(4, 7), torch.zeros(4, 2, 7), torch.rand(4, 2, 11).cumsum(-1))
+    truth = torch.randn(4, 7)
+    assert quantiles.loss(truth).item() == pytest.approx(truth.abs().mean().item(), rel=1e-6)
 
 
 def test_first_quantiles_are_those_of_a_normal_distribution():
-    steps = QuantileHead(4, 0, 1)(torch.zeros(1, 4))[0, 0]
+    steps = QuantileHead(4, 0, 1)(torch.zeros(1, 4)).values()[0, 0]
     z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(QUANTILES))
     unit = (steps - steps[11]) / (steps[-1] - steps[11])
     torch.testing.assert_close(unit[11:], (z / z[-1])[11:])
@@ -75,10 +96,10 @@ def test_first_quantiles_are_those_of_a_normal_distribution():
 def test_a_recursive_forecast_is_one_day_forecasts_fed_back():
     model = Forecaster("gru", 6, 1, 0, 3, strategy="recursive")
     history = torch.randn(2, 7, 1)
-    medians = model(history)[:, :, 11]
+    medians = model(history).median
     for day in range(1, 3):
         longer = torch.cat([history, history[:, -1:] + medians[:, :day, None]], dim=1)
-        one = Forecaster.forward(model, longer)[:, 0, 11]
+        one = Forecaster.forward(model, longer).median[:, 0]
         torch.testing.assert_close(one + medians[:, day - 1], medians[:, day])
 
 
@@ -86,7 +107,8 @@ def test_a_network_read_both_ways_ends_where_each_direction_has_read_all():
     model = Forecaster("gru", 6, 1, 0, 3, bidirectional=True)
     history = torch.randn(2, 7, 1)
     states, last = model.encoder(history)
-    torch.testing.assert_close(model._summary(states), torch.cat([last[0], last[1]], dim=-1))
+    both = torch.cat([states[:, -1, :6], states[:, 0, 6:]], dim=-1)
+    torch.testing.assert_close(model._summary(states, last), both)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -141,7 +163,7 @@ def test_the_readout_of_an_echo_state_network_is_a_closed_form_ridge_regression(
     inputs, targets, penalty = torch.randn(50, 7, 1).double(), torch.randn(50, 9).double(), 0.1
     readout = model.head.layers[0]
     with torch.no_grad():
-        states = torch.cat([model._summary(model.encoder(inputs)[0]), torch.ones(50, 1)], dim=1)
+        states = torch.cat([model._summary(*model.encoder(inputs)), torch.ones(50, 1)], dim=1)
         solution = torch.linalg.solve(states.T @ states + penalty * torch.eye(17).double(), states.T @ targets)
         readout.weight.copy_(solution[:-1].T)
         readout.bias.copy_(solution[-1])

@@ -9,6 +9,7 @@ from ablations.design import DataError, one_factor_at_a_time
 from ablations.forecasting import baselines
 from ablations.forecasting.scores import MEDIAN
 from ablations.forecasting.task import Scaler
+from ablations.models import Quantiles
 from ablations.studies import epidemic
 from ablations.studies.epidemic import STUDY, UNSEEN_R0, EpidemicTask, simulate
 
@@ -31,6 +32,16 @@ def changed(condition):
 def certain(task):
     """The targets of the test epidemics as quantiles without spread: a perfect forecast."""
     return task.targets(task.test, task.origins(task.test))[..., None].expand(-1, -1, 23)
+
+
+def forecaster_of(change):
+    """A predictor that is certain of the same change on every day."""
+
+    def predict(inputs):
+        days, sides, steps = torch.full((len(inputs), 28), change), (len(inputs), 2, 28), (len(inputs), 2, 11)
+        return Quantiles(days, torch.zeros(sides), torch.zeros(steps))
+
+    return predict
 
 
 def measured(task, outputs):
@@ -220,15 +231,15 @@ def test_forecasts_three_days_late_have_a_peak_day_error_of_three_days():
 
 def test_a_forecast_of_no_change_has_the_error_of_persistence():
     drawn = task()
-    responses, _ = drawn.evaluate(lambda inputs: torch.zeros(len(inputs), 28, 23))
+    responses, _ = drawn.evaluate(forecaster_of(0.0))
     assert responses["error"] == pytest.approx(responses["persistence_error"], rel=1e-6)
 
 
 def test_references_do_not_depend_on_the_network_and_are_computed_once(monkeypatch):
     first, second = task(), task(cell="rnn", history=7, leakage="windows")
-    responses, arrays = first.evaluate(lambda x: torch.zeros(len(x), 28, 23))
+    responses, arrays = first.evaluate(forecaster_of(0.0))
     monkeypatch.setattr(EpidemicTask, "_compare", None)
-    again, _ = second.evaluate(lambda x: torch.ones(len(x), 28, 23))
+    again, _ = second.evaluate(forecaster_of(1.0))
     names = {"persistence", "log_linear", "log_quadratic", "sir_fit", "oracle"}
     for name in [*(f"{n}_{what}" for n in names for what in ("error", "wis")), "arima_error", "ets_error"]:
         assert np.isfinite(responses[name])
@@ -250,7 +261,7 @@ def test_unseen_epidemics_spread_faster_than_any_of_training(monkeypatch):
         return draw_rates(count, generator, r0)
 
     monkeypatch.setattr(sird, "draw_rates", noted)
-    responses, _ = task(5).evaluate(lambda x: torch.zeros(len(x), 28, 23))
+    responses, _ = task(5).evaluate(forecaster_of(0.0))
     assert seen == [epidemic.R0, UNSEEN_R0]
     assert epidemic.R0[1] <= UNSEEN_R0[0]
     assert np.isfinite(responses["unseen_error"])
@@ -258,14 +269,14 @@ def test_unseen_epidemics_spread_faster_than_any_of_training(monkeypatch):
 
 def test_validation_reports_a_finite_loss_and_error():
     drawn = task()
-    measures = drawn.validate(torch.no_grad()(drawn.model()))
+    measures = drawn.validate(torch.no_grad()(drawn.model())(drawn.validation_inputs))
     assert set(measures) == {"validation_loss", "validation_error"}
     assert all(np.isfinite(value) for value in measures.values())
 
 
 def test_arrays_of_the_figures_are_small_and_float32():
     drawn = task()
-    _, arrays = drawn.evaluate(lambda inputs: torch.zeros(len(inputs), 28, 23))
+    _, arrays = drawn.evaluate(forecaster_of(0.0))
     shapes = {name: array.shape for name, array in arrays.items()}
     assert shapes["truth"] == shapes["observed"] == (4, epidemic.DAYS)
     assert shapes["forecast"] == (4, 4, 28)
