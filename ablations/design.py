@@ -157,6 +157,10 @@ class Task(Protocol):
     def validation_inputs(self) -> torch.Tensor:
         """(M, ...)"""
 
+    @property
+    def validation_targets(self) -> torch.Tensor:
+        """(M, ...)"""
+
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None: ...
 
     @staticmethod
@@ -174,11 +178,10 @@ class Task(Protocol):
         """A batch of training inputs (B, ...) as the model shall see it."""
 
     def loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        """Mean training loss of what the model makes of a batch, a scalar; runs under `torch.vmap`."""
+        """Mean loss of what the model makes of a batch, a scalar; runs under `torch.vmap`."""
 
     def validate(self, outputs: Any) -> dict[str, float]:
-        """Measures for the learning curve, of what the model makes of `validation_inputs`; `validation_loss` must be
-        among them."""
+        """What the learning curve holds beside the loss, of what the model makes of `validation_inputs`."""
 
     def evaluate(self, predict: Predictor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The study's own responses on the test part, and the arrays that its figures need."""

@@ -43,7 +43,7 @@ def estimate_cost(configurations: Sequence[Configuration], task_type: type[Task]
     making = time.perf_counter() - start
     step = _median_seconds_per_step(ensemble)
     start = time.perf_counter()
-    for task, outputs in zip(ensemble.tasks, ensemble.validation_outputs(), strict=True):
+    for task, outputs in zip(ensemble.tasks, ensemble.validate()[1], strict=True):
         task.validate(outputs)
     validation = time.perf_counter() - start
     epoch = (ensemble.steps_per_epoch * step + validation) / len(configurations)

@@ -34,7 +34,7 @@ from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Sta
 CONVERGED_WITHIN = 0.05  # of the lowest validation loss, relative
 PREDICT_ROWS = 1024  # at once, of all models together
 
-Row = Mapping[str, float]  # of a learning curve: epoch, step, seconds, train_loss and the task's measures
+Row = Mapping[str, float]  # of a learning curve: epoch, step, seconds, both losses and the task's measures
 Report = Callable[[int, int, Mapping[str, Row]], None]  # epoch, of epochs, the newest row by key of the run
 Outcome = Status | Literal["elsewhere"]  # finished by another process, or owned by one
 
@@ -132,10 +132,10 @@ class Ensemble:
         for step in range(self.steps_per_epoch):
             rows = [order[step] for order in orders]
             inputs = [
-                task.augment(task.train_inputs[row], generator)
+                task.augment(task.train_inputs.index_select(0, row), generator)
                 for task, row, generator in zip(self.tasks, rows, self._augmentation, strict=True)
             ]
-            targets = [task.train_targets[row] for task, row in zip(self.tasks, rows, strict=True)]
+            targets = [task.train_targets.index_select(0, row) for task, row in zip(self.tasks, rows, strict=True)]
             yield torch.stack(inputs).to(self._device), torch.stack(targets).to(self._device)
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -152,8 +152,8 @@ class Ensemble:
         return losses.detach()
 
     @torch.no_grad()
-    def validation_outputs(self) -> list[Any]:
-        """What each model, as `predictor` gives it, makes of its task's `validation_inputs`."""
+    def validate(self) -> tuple[torch.Tensor, list[Any]]:
+        """Losses (E,) and outputs of each model, as `predictor` gives it, on its task's validation part."""
         self._model.eval()
         inputs = [task.validation_inputs for task in self.tasks]
         # a batch at a time, or more if that is few: without gradients it takes less memory than a training step
@@ -165,7 +165,9 @@ class Ensemble:
             ],
             dim=1,
         )
-        return [tree_map(lambda t, member=member: t[member].cpu(), outputs) for member in range(len(inputs))]
+        targets = torch.stack([task.validation_targets for task in self.tasks]).to(self._device)
+        losses = torch.vmap(self.tasks[0].loss)(outputs, targets).cpu()
+        return losses, [tree_map(lambda t, member=member: t[member].cpu(), outputs) for member in range(len(inputs))]
 
     def predictor(self, member: int) -> Trained:
         """One model as it is now, with its averaged weights where the settings ask for averaging."""
@@ -210,7 +212,8 @@ def joined(parts: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _shapes(task: Task) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(data.shape) for data in (task.train_inputs, task.train_targets, task.validation_inputs))
+    parts = (task.train_inputs, task.train_targets, task.validation_inputs, task.validation_targets)
+    return tuple(tuple(part.shape) for part in parts)
 
 
 def _on(where: torch.device, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -292,7 +295,7 @@ def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int
     report(0, epochs, {})
     for epoch in range(1, epochs + 1):
         losses = torch.stack([ensemble.step(inputs, targets) for inputs, targets in ensemble.batches()]).cpu()
-        outputs = ensemble.validation_outputs()
+        validation_losses, outputs = ensemble.validate()
         for member, task in enumerate(ensemble.tasks):
             if member in diverged:
                 continue
@@ -301,13 +304,14 @@ def learn(ensemble: Ensemble, report: Report) -> tuple[list[list[Row]], dict[int
             if len(lost):
                 diverged[member] = f"training loss was not finite at epoch {epoch}, step {steps + int(lost[0]) + 1}"
                 continue
-            measures = {name: float(value) for name, value in task.validate(outputs[member]).items()}
-            if not math.isfinite(measures["validation_loss"]):
+            if not validation_losses[member].isfinite():
                 step = steps + ensemble.steps_per_epoch
                 diverged[member] = f"validation loss was not finite after epoch {epoch}, step {step}"
                 continue
             row = {"epoch": epoch, "step": steps + ensemble.steps_per_epoch, "seconds": time.perf_counter() - start}
-            curves[member].append(row | {"train_loss": float(losses[:, member].mean())} | measures)
+            row |= {"train_loss": float(losses[:, member].mean()), "validation_loss": float(validation_losses[member])}
+            measures = task.validate(outputs[member])
+            curves[member].append(row | {name: float(value) for name, value in measures.items()})
         report(epoch, epochs, {keys[m]: curve[-1] for m, curve in enumerate(curves) if m not in diverged})
         if len(diverged) == len(keys):
             break

@@ -118,8 +118,9 @@ def _run_alone(seed: int, task: Task, settings: Mapping[str, Any]) -> Tensor:
             model.eval()
             with torch.no_grad():
                 outputs = joined([model(rows.to(dtype)) for rows in task.validation_inputs.split(PREDICT_ROWS)])
-            losses.append(task.validate(outputs)["validation_loss"])
-    return torch.tensor(losses, dtype=torch.float64)
+            losses.append(task.loss(outputs, task.validation_targets))
+            task.validate(outputs)
+    return torch.stack(losses).double()
 
 
 def _double(task: Task) -> Task:

@@ -151,17 +151,13 @@ class ForecastTask:
     def validation_inputs(self) -> torch.Tensor:
         return self.inputs(self.validation, self.origins(self.validation))
 
-    def validate(self, outputs: Quantiles) -> dict[str, float]:
-        origins = self.origins(self.validation)
-        medians = self.shares(outputs.median[..., None], self.validation, origins)[..., 0]
-        return {
-            "validation_loss": float(self.loss(outputs, self._validation_targets)),
-            "validation_error": self.error(medians, self.validation),
-        }
-
     @cached_property
-    def _validation_targets(self) -> torch.Tensor:
+    def validation_targets(self) -> torch.Tensor:
         return self.targets(self.validation, self.origins(self.validation))
+
+    def validate(self, outputs: Quantiles) -> dict[str, float]:
+        medians = self.shares(outputs.median[..., None], self.validation, self.origins(self.validation))
+        return {"validation_error": self.error(medians[..., 0], self.validation)}
 
     def evaluate(self, predict: Predict) -> Results:
         test, origins = self.test, self.origins(self.test)

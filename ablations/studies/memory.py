@@ -66,8 +66,12 @@ class MemoryTask:
     def validation_inputs(self) -> torch.Tensor:
         return self._inputs[0]
 
+    @property
+    def validation_targets(self) -> torch.Tensor:
+        return self._targets[0]
+
     def validate(self, outputs: torch.Tensor) -> dict[str, float]:
-        return {"validation_loss": float(self.loss(outputs, self._targets[0])) / VARIANCE}
+        return {"validation_error": float(self.loss(outputs, self._targets[0])) / VARIANCE}
 
     def evaluate(self, predict: Predictor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         with torch.random.fork_rng():
@@ -108,7 +112,7 @@ STUDY = Study(
     name="memory",
     title="Remembering over many steps",
     question="How far back does a small recurrent network learn to look, and what keeps its gradients from vanishing?",
-    version="1",
+    version="2",
     factors=(
         Factor(
             "cell",

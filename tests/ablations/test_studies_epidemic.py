@@ -267,11 +267,12 @@ def test_unseen_epidemics_spread_faster_than_any_of_training(monkeypatch):
     assert np.isfinite(responses["unseen_error"])
 
 
-def test_validation_reports_a_finite_loss_and_error():
+def test_validation_of_a_perfect_forecast_has_no_error_and_no_loss():
     drawn = task()
-    measures = drawn.validate(torch.no_grad()(drawn.model())(drawn.validation_inputs))
-    assert set(measures) == {"validation_loss", "validation_error"}
-    assert all(np.isfinite(value) for value in measures.values())
+    sides, steps = (len(drawn.validation_inputs), 2, 28), (len(drawn.validation_inputs), 2, 11)
+    perfect = Quantiles(drawn.validation_targets, torch.zeros(sides), torch.zeros(steps))
+    assert drawn.validate(perfect)["validation_error"] == pytest.approx(0, abs=1e-5)
+    assert drawn.loss(perfect, drawn.validation_targets) == 0
 
 
 def test_arrays_of_the_figures_are_small_and_float32():
