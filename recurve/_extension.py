@@ -9,7 +9,6 @@ import torch
 
 FULL = (torch.float32, torch.float64)
 HALF = (torch.bfloat16, torch.float16)  # in and out; sums are those of float32
-CUDA_OPS = ("lstm", "gru", "rnn")
 FUSED_DTYPES = {"lstm": FULL + HALF, "gru": FULL + HALF, "rnn": FULL + HALF, "conv_block": FULL}
 
 
@@ -47,12 +46,12 @@ def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if not has(op):
         return "this build of the extension lacks it; rebuild with `make build`"
     if device.type == "cuda":
-        why = _cuda_obstacle(op, device)
+        why = _cuda_obstacle(device)
         if why is not None:
             return why
     elif device.type != "cpu":
         return f"no fused kernel for device {device.type}"
-    if dtype not in FUSED_DTYPES[op]:
+    if dtype not in FUSED_DTYPES[op] and not (device.type == "cuda" and dtype in HALF):
         return f"no fused kernel for {dtype}"
     return None
 
@@ -64,11 +63,9 @@ def _gpu() -> str:
     return f"{torch.cuda.get_device_name()}; {kernels}"
 
 
-def _cuda_obstacle(op: str, device: torch.device) -> str | None:
+def _cuda_obstacle(device: torch.device) -> str | None:
     if not _WITH_CUDA:
         return f"no CUDA kernels: {_BUILD.get('without_cuda')}; `RECURVE_BUILD=cuda make build` builds them"
-    if op not in CUDA_OPS:
-        return f"no CUDA kernel of {op}"
     if not torch.compiler.is_compiling() and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return "the GPU is older than compute capability 8.0 (Ampere)"
     return None

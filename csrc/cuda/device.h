@@ -10,6 +10,10 @@ namespace recurve::cuda {
 
 constexpr int warp_size = 32;
 
+RECURVE_INLINE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+RECURVE_INLINE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
+RECURVE_INLINE constexpr int least(int a, int b) { return a < b ? a : b; }
+
 // The block's dynamic shared memory, aligned to 16 bytes.
 __device__ __forceinline__ unsigned char* shared_memory() {
 #if defined(__CUDACC__)
@@ -23,6 +27,12 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 __device__ __forceinline__ int lane() { return threadIdx.x % warp_size; }
 __device__ __forceinline__ int warp() { return threadIdx.x / warp_size; }
 __device__ __forceinline__ int warps() { return blockDim.x / warp_size; }
+
+// The value that the thread `offset` lanes further holds; all threads of a warp take part.
+template <class A>
+__device__ __forceinline__ A from_further(A value, int offset) {
+  return __shfl_down_sync(0xffffffffu, value, offset);
+}
 
 // A float with TF32's 10 bits of mantissa, as bits.
 __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {

@@ -90,4 +90,17 @@ cudaError_t end_forward(const StepForward<T>& step, cudaStream_t stream);
 template <class T>
 cudaError_t step_backward(const StepBackward<T>& step, cudaStream_t stream);
 
+// The convolution block; shapes and pointers as on the CPU.
+template <class T>
+cudaError_t conv_forward(const ConvForward<T>& call, cudaStream_t stream);
+
+// What the backward pass works in: elements of T, and of Accumulate<T>.
+struct ConvScratch {
+  int64_t pixels, sums;
+};
+template <class T>
+ConvScratch conv_scratch(const ConvShape& shape);
+template <class T>
+cudaError_t conv_backward(const ConvBackward<T>& call, T* pixels, Accumulate<T>* sums, cudaStream_t stream);
+
 }  // namespace recurve::cuda

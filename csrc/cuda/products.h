@@ -10,10 +10,6 @@
 
 namespace recurve::cuda {
 
-RECURVE_INLINE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
-RECURVE_INLINE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
-RECURVE_INLINE constexpr int least(int a, int b) { return a < b ? a : b; }
-
 template <class T>
 struct Weights {
   const T* global;  // of the block's model

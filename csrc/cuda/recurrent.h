@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cells.h"
+#include "launch.h"
 #include "products.h"
 
 namespace recurve::cuda {
@@ -273,38 +274,6 @@ __global__ void __launch_bounds__(step_threads) backward_step(const StepBackward
 }
 
 // ---------------------------------------------------------------------------------------------------- launches
-
-struct Device {
-  int processors = 0, shared_bytes = 0;
-  cudaError_t error = cudaSuccess;
-};
-
-inline Device this_device() {
-  Device found;
-  int device = 0;
-  found.error = cudaGetDevice(&device);
-  if (found.error == cudaSuccess)
-    found.error = cudaDeviceGetAttribute(&found.processors, cudaDevAttrMultiProcessorCount, device);
-  if (found.error == cudaSuccess)
-    found.error = cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return found;
-}
-
-template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t bytes, cudaStream_t stream,
-                   const Parameters&... arguments) {
-  cudaLaunchConfig_t configuration{};
-  configuration.gridDim = dim3(static_cast<unsigned>(blocks));
-  configuration.blockDim = dim3(static_cast<unsigned>(threads));
-  configuration.dynamicSmemBytes = bytes;
-  configuration.stream = stream;
-  if (bytes > 48 << 10) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
-  return cudaLaunchKernelEx(&configuration, kernel, arguments...);
-}
 
 // Enough blocks for all processors if there are rows enough, and no more rows a block than its memory and 32 allow.
 template <class T, class P>

@@ -29,6 +29,7 @@ inline int code_of(c10::string_view name, const char* const (&names)[N], const c
     allowed += (i ? ", " : "") + std::string(names[i]);
   }
   TORCH_CHECK_VALUE(false, what, " '", name, "' is unknown; allowed: ", allowed);
+  return -1;
 }
 
 // The tensors of a call, contiguous, the weights with a leading ensemble axis.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recurve._backend import Backend, choose
 from recurve.ops import _conv_algorithms
+from recurve.ops._cuda import native_wins_convolution
 
 Activation = Literal["none", "relu", "leaky_relu", "silu", "tanh", "sigmoid"]
 Pool = Literal["none", "max", "average"]
@@ -77,11 +78,12 @@ def conv_block(
         x, padding = _padded(x, weight, stride, padding, dilation)
     geometry = [_pair(stride), _pair(padding), _pair(dilation)]
     window = _pair(pool_size) if pool != "none" else (1, 1)
-    refusal = None if tuple(geometry[0]) == (1, 1) else f"there is no kernel for stride {stride}"
+    served = x.is_cuda or tuple(geometry[0]) == (1, 1)
+    refusal = None if served else f"there is no kernel for stride {stride}"
     if torch.is_autocast_enabled(x.device.type):
         refusal = "autocast is on"
     if algorithm in FORCED:
-        slower = _native_wins(x, weight, activation, pool)
+        slower = _native_wins(x, weight, groups, activation, pool)
         if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED[algorithm]) == "fused":
             return torch.ops.recurve.conv_block(x, weight, bias, *geometry, groups, activation, pool, window)
         convolve = F.conv2d
@@ -146,10 +148,15 @@ def _padded(
     return x, (total[0] // 2, total[1] // 2)
 
 
-def _native_wins(x: Tensor, weight: Tensor, activation: str, pool: str) -> bool:
+def _native_wins(x: Tensor, weight: Tensor, groups: int, activation: str, pool: str) -> bool:
     """Whether torch's own ops were measured to be faster: training many channels where all pixels have a gradient."""
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not training or weight.dim() != 4 or x.dim() != 4 or x.shape[0] == 1:
+    if weight.dim() != 4 or x.dim() != 4:
+        return False
+    if x.is_cuda:
+        inputs, depthwise = weight.shape[1], groups > 1 and groups == x.shape[1] == weight.shape[0]
+        return native_wins_convolution(inputs, weight.shape[-2:], depthwise=depthwise, training=training)
+    if not training or x.shape[0] == 1:
         return False
     return weight.shape[1] >= 16 and (pool != "max" or activation == "silu")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from recurve import _probe
 from recurve._backend import Path, choose
 from recurve._extension import HALF
+from recurve.ops._cuda import native_wins_recurrent
 
 Activation = Literal["tanh", "relu", "sigmoid"]
 Reset = Literal["after", "before"]
@@ -162,12 +163,11 @@ def _native_wins(op: str, x: Tensor, steps: int, batch: int, hidden: int) -> boo
 
     A single step of few sequences: packing the weights does not pay. LSTMs in bfloat16 on a processor that multiplies
     it. And oneDNN's LSTM in float32 on one thread, without gradients, where W x is as large as U h: by 2 to 7 %.
-    On CUDA nothing is measured yet: there cuDNN serves all that it can.
     """
     if torch.compiler.is_compiling():
         return False
     if x.device.type != "cpu":
-        return True
+        return native_wins_recurrent()
     if steps == 1:
         return batch <= (64 if op == "rnn" else 16)
     if op == "rnn":

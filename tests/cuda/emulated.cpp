@@ -5,9 +5,11 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "../../csrc/torch/convolution.h"
 #include "../../csrc/torch/sequence.h"
 
 #define CUDA CPU  // the dispatch key
+#include "../../csrc/torch/cuda/conv.cpp"
 #include "../../csrc/torch/cuda/recurrent.cpp"
 #undef CUDA
 

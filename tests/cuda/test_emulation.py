@@ -92,15 +92,30 @@ def test_results_step_by_step_equal_the_references(library):
     passes(library, TINY, f"{OPS} -k float64_equals_the_reference", of=16)
 
 
+def test_convolution_blocks_equal_the_references(library):
+    which = "float64 or float32 or not_a_number or ties or strided or 16_bit"
+    files = "tests/recurve/test_ops_conv.py tests/recurve/cuda_convolution.py"
+    passes(library, f"{LARGE} {SMALL}", f"{files} -k {which}", of=16)
+
+
+OP_TESTS = ("ops_recurrent", "probe", "derivatives", "transforms", "nn_recurrent", "ops_conv", "nn_conv")
 # Over many steps it is torch's own product on the CPU that loses digits.
 OTHERS = "not as_accurate_as_the_native_op_over_many_steps"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [LARGE, SMALL, TINY], ids=["large", "small", "tiny"])
-@pytest.mark.parametrize("file", ["ops_recurrent", "probe", "derivatives", "transforms", "nn_recurrent"])
+@pytest.mark.parametrize(
+    "file", ["ops_recurrent", "probe", "derivatives", "transforms", "nn_recurrent", "ops_conv", "nn_conv"]
+)
 def test_all_tests_of_the_ops_pass(library, machine, file):
     passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [LARGE, SMALL], ids=["large", "small"])
+def test_strides_and_16_bit_types_of_convolution_blocks(library, machine):
+    passes(library, machine, "tests/recurve/cuda_convolution.py")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
 // reach is an error. What it cannot show is how the memory of a GPU orders accesses between barriers.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -59,13 +60,20 @@ struct Block {
 
   int threads, current = 0;
   bool moved = false;  // whether some fiber came further in this round
-  ucontext_t scheduler{};
-  std::vector<ucontext_t> contexts;
+  // A context starts a fiber; jumps, which make no system call, go to and fro.
+  jmp_buf scheduler{};
+  struct Fiber {
+    ucontext_t start{};
+    jmp_buf place{};
+    bool started = false;
+  };
+  std::vector<Fiber> fibers;
   std::vector<std::unique_ptr<unsigned char[]>> stacks;
   std::vector<char> done;
   Barrier whole;
   std::vector<Barrier> warps;
   std::vector<Fragments> fragments;
+  std::vector<uint64_t> shuffled;  // what a thread holds at a shuffle
   std::vector<unsigned char> shared;
   size_t shared_bytes;
   void (*body)(void*);
@@ -73,10 +81,11 @@ struct Block {
 
   Block(int threads, size_t bytes, void (*body)(void*), void* arguments)
       : threads(threads),
-        contexts(threads),
+        fibers(threads),
         stacks(threads),
         warps((threads + 31) / 32),
         fragments(threads),
+        shuffled(threads),
         shared(bytes + guard_bytes),
         shared_bytes(bytes),
         body(body),
@@ -84,7 +93,18 @@ struct Block {
     for (auto& stack : stacks) stack.reset(new unsigned char[stack_bytes]);
   }
 
-  void yield() { swapcontext(&contexts[current], &scheduler); }
+  void yield() {
+    if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
+  }
+
+  // Runs the current fiber until it yields or ends.
+  void resume() {
+    Fiber& fiber = fibers[current];
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.start);
+  }
 
   void wait(Barrier& barrier, int count) {
     const int generation = barrier.generation;
@@ -105,10 +125,10 @@ struct Block {
     whole = {};
     warps.assign(warps.size(), {});
     for (int i = 0; i < threads; ++i) {
-      getcontext(&contexts[i]);
-      contexts[i].uc_stack = {stacks[i].get(), 0, stack_bytes};
-      contexts[i].uc_link = &scheduler;
-      makecontext(&contexts[i], start, 0);
+      getcontext(&fibers[i].start);
+      fibers[i].start.uc_stack = {stacks[i].get(), 0, stack_bytes};
+      fibers[i].started = false;
+      makecontext(&fibers[i].start, start, 0);
     }
     for (int left = threads; left > 0;) {
       moved = false;
@@ -116,7 +136,7 @@ struct Block {
         current = descending ? threads - 1 - i : i;
         if (done[current]) continue;
         threadIdx.x = static_cast<unsigned>(current);
-        swapcontext(&scheduler, &contexts[current]);
+        resume();
         if (done[current]) --left, moved = true;
       }
       if (!moved) return complaint = "a barrier was not reached by all threads", false;
@@ -132,6 +152,7 @@ inline Block* block = nullptr;
 inline void Block::start() {
   block->body(block->arguments);
   block->done[block->current] = 1;
+  _longjmp(block->scheduler, 1);
 }
 
 inline unsigned char* shared_memory() { return block->shared.data(); }
@@ -167,6 +188,19 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::block->wait(emulation::block->whole, emulation::block->threads); }
+
+// By a whole warp: all leave their values, then all take, then all may leave others.
+template <class A>
+A __shfl_down_sync(unsigned, A value, int offset) {
+  using namespace emulation;
+  const int me = block->current, lane = me % 32;
+  Barrier& barrier = block->warps[me / 32];
+  std::memcpy(&block->shuffled[me], &value, sizeof value);
+  block->wait(barrier, 32);
+  if (lane + offset < 32) std::memcpy(&value, &block->shuffled[me + offset], sizeof value);
+  block->wait(barrier, 32);
+  return value;
+}
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {

@@ -1,0 +1,8 @@
+// The convolution block for float.
+#include "convolution.h"
+
+namespace recurve::cuda {
+
+RECURVE_CONVOLUTION_KERNELS(float);
+
+}  // namespace recurve::cuda

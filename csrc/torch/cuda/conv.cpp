@@ -1,0 +1,62 @@
+// The convolution block on CUDA.
+#include <torch/library.h>
+
+#include "../convolution.h"
+#include "tensors.h"
+
+namespace recurve {
+namespace {
+
+void check_conv_device(const ConvInputs& in) {
+  for (const Tensor& t : {in.weight, in.bias})
+    TORCH_CHECK(!t.defined() || t.device() == in.x.device(), "conv_block: x is on ", in.x.device(),
+                ", weight or bias on ", t.device());
+  TORCH_CHECK(in.shape.channels > 0, "conv_block: x must have at least one channel, got ", in.x.sizes());
+}
+
+ConvKept run_conv_forward(const ConvInputs& in, bool keep) {
+  check_conv_device(in);
+  const c10::cuda::CUDAGuard guard(in.x.device());
+  const ConvShape& s = in.shape;
+  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
+  const Tensor places = keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor();
+  for_type(in.x.scalar_type(), [&]<class T>(T*) {
+    C10_CUDA_CHECK(cuda::conv_forward<T>(
+        {s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias), pointer<T>(y), pointer<uint8_t>(places)},
+        c10::cuda::getCurrentCUDAStream().stream()));
+  });
+  return {y, places};
+}
+
+ConvGradients run_conv_backward(const ConvInputs& in, const Tensor& dy, const Tensor& y, const Tensor& places,
+                                bool need_x, bool need_weight) {
+  check_conv_device(in);
+  const c10::cuda::CUDAGuard guard(in.x.device());
+  const ConvShape& s = in.shape;
+  const auto like = in.x.options();
+  ConvGradients d;
+  if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
+  if (need_weight) d.weight = at::empty(in.weight.sizes(), like);
+  if (in.bias.defined()) d.bias = at::empty({s.models, s.outputs}, like);
+  for_type(in.x.scalar_type(), [&]<class T>(T*) {
+    using A = cuda::Accumulate<T>;
+    const cuda::ConvScratch sizes = cuda::conv_scratch<T>(s);
+    const Tensor pixels = at::empty({sizes.pixels}, like);
+    const Tensor sums = at::empty({sizes.sums}, like.dtype(accumulated(in.x.scalar_type())));
+    C10_CUDA_CHECK(cuda::conv_backward<T>(
+        {s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias), constant<T>(y), constant<uint8_t>(places),
+         constant<T>(dy), pointer<T>(d.x), pointer<T>(d.weight), pointer<T>(d.bias)},
+        pointer<T>(pixels), pointer<A>(sums), c10::cuda::getCurrentCUDAStream().stream()));
+  });
+  return d;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(recurve, CUDA, m) {
+  m.impl("conv_block", conv_block<run_conv_forward>);
+  m.impl("conv_block_forward", conv_block_forward<run_conv_forward>);
+  m.impl("conv_block_backward", conv_block_backward<run_conv_backward>);
+}
+
+}  // namespace recurve

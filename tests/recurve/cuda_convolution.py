@@ -1,0 +1,68 @@
+"""Claims on the convolution block's CUDA kernels beyond the CPU's: every stride and 16-bit types. See tests/cuda."""
+
+import itertools
+
+import pytest
+import torch
+from cases import Block, assert_close, reference, results
+
+STRIDED = [
+    Block(channels=channels, outputs=outputs, size=(13, 17), kernel=kernel, models=models, options=options)
+    for (channels, outputs, groups, kernel, models), stride, (pool, padding, dilation) in itertools.product(
+        ((3, 5, 1, (3, 3), None), (6, 6, 6, (5, 4), 2), (4, 10, 2, (2, 1), None)),
+        (2, (3, 1), (1, 2)),
+        (("none", 0, 1), ("max", (1, 2), 1), ("average", 1, (1, 2))),
+    )
+    for options in [
+        {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "pool": pool,
+            "activation": "tanh",
+        }
+    ]
+]
+NARROW = [
+    Block(channels=3, outputs=9, options={"padding": 1}),
+    Block(channels=7, outputs=7, kernel=(7, 7), options={"padding": 3, "groups": 7, "pool": "none"}),
+    Block(channels=2, outputs=3, models=3, options={"pool": "average", "activation": "silu"}),
+    Block(channels=2, outputs=3, options={"pool": "max", "pool_size": (3, 2), "activation": "leaky_relu"}),
+]
+
+
+def compiled(x, weight, bias=None, **options):
+    """The op itself, whatever the selector says."""
+    names = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "activation": "relu", "pool": "max", "pool_size": 2}
+    values = [options.get(name, default) for name, default in names.items()]
+    pairs = [[v, v] if isinstance(v, int) and i != 3 else v for i, v in enumerate(values)]
+    if options.get("pool") == "none":
+        pairs[-1] = [1, 1]
+    return torch.ops.recurve.conv_block(x, weight, bias, *pairs)
+
+
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strided_blocks_equal_torch(case, generator):
+    tensors = case.tensors(generator)
+    assert_close(results(compiled, tensors, case.options), results(reference(case), tensors, case.options), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", NARROW, ids=str)
+def test_16_bit_blocks_round_what_they_store_and_nothing_else(case, dtype, generator):
+    tensors = {name: t.to(dtype) for name, t in case.tensors(generator).items()}
+    found = results(compiled, tensors, case.options)
+    exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, case.options)
+    for name, value in exact.items():
+        assert found[name].dtype == dtype, name
+        assert (found[name].double() - value).norm() <= 2 * torch.finfo(dtype).eps * value.norm(), name
+
+
+def test_float32_sums_over_many_pixels_stay_accurate(generator):
+    case = Block(batch=8, channels=2, outputs=3, size=(40, 44), options={"padding": 1, "pool": "none"})
+    tensors = {name: t.float() for name, t in case.tensors(generator).items()}
+    found = results(compiled, tensors, case.options)
+    exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, case.options)
+    for name, value in exact.items():
+        assert (found[name].double() - value).norm() <= 4 * torch.finfo(torch.float32).eps * value.norm(), name
