@@ -12,7 +12,9 @@ RECURVE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b;
 RECURVE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RECURVE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t gemm_depth = 1024;      // most of K that is packed at once
+constexpr bool many_registers = RECURVE_VECTOR_REGISTERS == 32;
+constexpr int gemm_vectors = many_registers ? 4 : 2;         // of a panel, where there are enough columns
+constexpr int64_t gemm_depth = many_registers ? 1024 : 512;  // most of K that is packed at once
 constexpr int64_t gemm_rows = 96;         // of a task: its part of `a` stays in the second-level cache
 constexpr int64_t gemm_serial = 1 << 16;  // multiply-adds that no second thread speeds up
 
@@ -121,7 +123,7 @@ void gemm_wide(const Gemm<T>& g, const Parallel& parallel) {
     case 3:
       return gemm_panels<T, 3>(g, parallel);
     default:
-      return gemm_panels<T, 4>(g, parallel);
+      return gemm_panels<T, gemm_vectors>(g, parallel);
   }
 }
 

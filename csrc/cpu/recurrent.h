@@ -48,12 +48,15 @@ void for_row_parts(const SequenceShape& s, const Parallel& parallel, F&& f) {
   });
 }
 
-// Whether threads share each step's units instead: too few rows for all of them, and weights worth meeting for.
+// Whether threads share each step's units instead: too few rows for all of them and weights worth meeting for, or
+// weights so large that every thread reading all of them at each step would wait for memory.
 template <class T>
 bool splits_units(const SequenceShape& s, const Parallel& parallel) {
-  constexpr int64_t tile = most_rows<4>, weight_bytes = 1 << 19;
-  return s.models * divide_up(s.batch, tile) < parallel.threads &&
-         gate_count(s.cell) * s.hidden * s.hidden * static_cast<int64_t>(sizeof(T)) >= weight_bytes;
+  constexpr int64_t tile = most_rows<4>, worth_meeting = 1 << 19, beyond_cache = 1 << 23;
+  const int64_t weight_bytes = gate_count(s.cell) * s.hidden * s.hidden * static_cast<int64_t>(sizeof(T));
+  const int64_t tiles = s.models * divide_up(s.batch, tile);
+  return (tiles < parallel.threads && weight_bytes >= worth_meeting) ||
+         (s.models < parallel.threads && weight_bytes >= beyond_cache);
 }
 
 // Calls f(model, first row, rows, threads for the units of a step) for all rows of all models.

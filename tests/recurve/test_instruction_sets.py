@@ -58,6 +58,17 @@ def test_any_number_of_threads_gives_the_same_bits(case, dtype, generator, threa
             assert_same(run(), alone)
 
 
+@pytest.mark.parametrize("op", ["lstm", "gru"])
+def test_weights_beyond_the_caches_give_the_same_bits_on_any_number_of_threads(op, generator, threads):
+    run = call(Sequence(op, steps=2, batch=9, inputs=3, hidden=725, resets=True), generator, torch.float64)
+    with recurve.backend("fused"):
+        threads(1)
+        alone = run()
+        for count in (2, 3):
+            threads(count)
+            assert_same(run(), alone)
+
+
 @every_call
 def test_two_hundred_repeats_give_the_same_bits(case, generator, threads):
     run = call(case, generator, torch.float32)
