@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 import recurve
 from ablations.complexity import Complexity, complexity
 from ablations.design import DesignError, Task
+from ablations.graphs import Replayed, Work
 from ablations.models import Dropout
 from ablations.optimizers import Average, beside, optimizer, schedule
 from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
@@ -98,6 +99,12 @@ class Ensemble:
         self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
         self._steps = 0
         self._clip = _per_model(configurations, "clip", absent=math.inf)
+        self._clips = bool(self._clip.isfinite().any())
+        self._data = [[t.to(self._device) for t in (task.train_inputs, task.train_targets)] for task in self.tasks]
+        self._learn: Work = self._losses_and_gradients
+        if self._device.type == "cuda":
+            self._clip = self._clip.to(self._device)
+            self._learn = Replayed(self._losses_and_gradients, list(self._parameters.values()))
 
     def pairing(self, member: int) -> dict[str, str]:
         """Hashes of what runs of one seed share."""
@@ -130,25 +137,32 @@ class Ensemble:
             for task, generator in zip(self.tasks, self._order, strict=True)
         ]
         for step in range(self.steps_per_epoch):
-            rows = [order[step] for order in orders]
+            rows = [order[step].to(self._device) for order in orders]
             inputs = [
-                task.augment(task.train_inputs.index_select(0, row), generator)
-                for task, row, generator in zip(self.tasks, rows, self._augmentation, strict=True)
+                task.augment(data.index_select(0, row), generator)
+                for task, (data, _), row, generator in zip(
+                    self.tasks, self._data, rows, self._augmentation, strict=True
+                )
             ]
-            targets = [task.train_targets.index_select(0, row) for task, row in zip(self.tasks, rows, strict=True)]
-            yield torch.stack(inputs).to(self._device), torch.stack(targets).to(self._device)
+            targets = [data.index_select(0, row) for (_, data), row in zip(self._data, rows, strict=True)]
+            yield torch.stack(inputs), torch.stack(targets)
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
         self._model.train()
-        losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
-        losses.sum().backward()
-        if self._clip.isfinite().any():
-            _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
+        losses = self._learn(inputs, targets)
         self._steps += 1
         steps = self.settings["epochs"] * self.steps_per_epoch
         self._optimizer.step(schedule(self.settings.get("schedule", "constant"), self._steps, steps))
         self._average.update()
+        return losses
+
+    def _losses_and_gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The models' losses (E,); their gradients are left in the parameters."""
+        losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
+        losses.sum().backward()
+        if self._clips:
+            _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
         return losses.detach()
 
     @torch.no_grad()

@@ -1,4 +1,7 @@
-"""What is done to images in training: each kind draws all its randomness from the generator it is given."""
+"""What is done to images in training: each kind draws all its randomness from the generator it is given.
+
+The generator is the CPU's wherever the images lie, so that a run sees the same images on every device.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def random_scale(images: torch.Tensor, generator: torch.Generator, share: float)
 
 def random_flip(images: torch.Tensor, generator: torch.Generator, probability: float) -> torch.Tensor:
     """Each image mirrored left to right with that probability."""
-    mirrored = torch.rand(len(images), generator=generator) < probability
+    mirrored = (torch.rand(len(images), generator=generator) < probability).to(images.device)
     return torch.where(mirrored[:, None, None, None], hflip(images), images)
 
 
@@ -66,12 +69,12 @@ def random_erasure(images: torch.Tensor, generator: torch.Generator, pixels: flo
         places = torch.arange(size)
         hidden.append((places >= first) & (places < first + side))
     rows, columns = hidden
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None].to(images.device), 0)
 
 
 def random_noise(images: torch.Tensor, generator: torch.Generator, deviation: float) -> torch.Tensor:
     """Gaussian noise added to each pixel by itself."""
-    return images + deviation * torch.randn(images.shape, generator=generator)
+    return images + deviation * torch.randn(images.shape, generator=generator).to(images.device)
 
 
 KINDS: Mapping[str, Callable[[torch.Tensor, torch.Generator, float], torch.Tensor]] = {

@@ -45,6 +45,49 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #endif
 }
 
+template <class T>
+__device__ __forceinline__ uint32_t operand(uint32_t bits) {  // of a product on tensor cores
+  if constexpr (sizeof(T) == 4) return to_tf32(bits);
+  return bits;
+}
+
+// 16 bytes.
+struct alignas(16) Words {
+  uint32_t of[4];
+};
+
+// What other blocks wrote before a barrier of the grid: not from this processor's own cache.
+template <class T>
+__device__ __forceinline__ Words exchanged(const T* from) {
+#if defined(__CUDA_ARCH__)
+  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
+  return {{words.x, words.y, words.z, words.w}};
+#else
+  return *reinterpret_cast<const Words*>(from);
+#endif
+}
+
+// A barrier among blocks that are all resident: by one thread of each, between barriers of its block.
+__device__ __forceinline__ void arrive(unsigned* counter) {
+#if defined(__CUDA_ARCH__)
+  __threadfence();
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+#else
+  ++*counter;
+#endif
+}
+__device__ __forceinline__ void wait_for(const unsigned* counter, unsigned expected) {
+#if defined(__CUDA_ARCH__)
+  unsigned arrived;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+  } while (arrived < expected);
+  __threadfence();
+#elif !defined(__CUDACC__)
+  emulation::wait_until(counter, expected);
+#endif
+}
+
 // d += a b on tensor cores, by a whole warp: 16 rows, 8 columns, and 32 bytes of each row of a and column of b. Thread
 // `lane` holds, with q = lane / 4 and w = lane % 4: words w and w + 4 of rows q and q + 8 of a, of column q of b, and
 // of d the columns 2 w and 2 w + 1 of both rows.

@@ -54,13 +54,31 @@ struct SequenceBackward {
 };
 
 // The whole sequence in one launch: a block owns some sequences of one model from the first step to the last, and keeps
-// of the weights what its shared memory holds. `fits` says whether the block's state leaves room to do so at all.
+// of the weights what its shared memory holds. `fits` says whether the block's state leaves room for none of them, so
+// that the block cannot run, for some, so that the rest are read at every step, or for all.
+enum class Fit { none, streamed, resident };
 template <class T>
-bool fits(const SequenceShape& shape, Math math, bool backward);
+Fit fits(const SequenceShape& shape, Math math, bool backward);
 template <class T>
 cudaError_t sequence_forward(const SequenceForward<T>& sequence, Math math, cudaStream_t stream);
 template <class T>
 cudaError_t sequence_backward(const SequenceBackward<T>& sequence, Math math, cudaStream_t stream);
+
+// The whole sequence in one launch whose blocks share each model's units and exchange states at every step, through
+// scratch of so many elements of T and counters. `fits_grid` says whether their shared memory holds the weights.
+struct GridScratch {
+  int64_t exchanged, counters;
+};
+template <class T>
+bool fits_grid(const SequenceShape& shape, Math math, bool backward);
+template <class T>
+GridScratch grid_scratch(const SequenceShape& shape, Math math, bool backward);
+template <class T>  // w_hh (E, gates H, H) in both
+cudaError_t grid_forward(const SequenceForward<T>& sequence, Math math, T* exchange, unsigned* counters,
+                         cudaStream_t stream);
+template <class T>
+cudaError_t grid_backward(const SequenceBackward<T>& sequence, Math math, T* exchange, unsigned* counters,
+                          cudaStream_t stream);
 
 // One step at a time, between products that the caller computes: for weights that fill many blocks.
 template <class T>

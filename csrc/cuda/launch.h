@@ -31,18 +31,30 @@ inline cudaError_t allow_shared(const void* kernel, int64_t bytes) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
+// `together`: all blocks are resident at once, or the launch is refused.
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t bytes, cudaStream_t stream,
-                   const Parameters&... arguments) {
+cudaError_t launch(bool together, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t bytes,
+                   cudaStream_t stream, const Parameters&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > most_blocks) return cudaErrorInvalidValue;
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
   cudaLaunchConfig_t configuration{};
   configuration.gridDim = dim3(static_cast<unsigned>(blocks));
   configuration.blockDim = dim3(static_cast<unsigned>(threads));
   configuration.dynamicSmemBytes = bytes;
   configuration.stream = stream;
+  configuration.attrs = &cooperative;
+  configuration.numAttrs = together ? 1 : 0;
   const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), bytes);
   return error != cudaSuccess ? error : cudaLaunchKernelEx(&configuration, kernel, arguments...);
+}
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t bytes, cudaStream_t stream,
+                   const Parameters&... arguments) {
+  return launch(false, kernel, blocks, threads, bytes, stream, arguments...);
 }
 
 }  // namespace recurve::cuda

@@ -120,14 +120,15 @@ struct TensorCores {
       for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          a[tile][i] = operand(word(states + (tile * 16 + lane() / 4 + i % 2 * 8) * stride, k / in_word + i / 2 * 4));
+          a[tile][i] =
+              operand<T>(word(states + (tile * 16 + lane() / 4 + i % 2 * 8) * stride, k / in_word + i / 2 * 4));
 #pragma unroll
       for (int g = 0; g < GATES; ++g) {
         uint32_t b[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          b[i] = operand(k < w.kept ? word(shared + g * gate_shared, k / in_word + i * 4)
-                                    : bounded(global + g * gate_global, k / in_word + i * 4, w.units));
+          b[i] = operand<T>(k < w.kept ? word(shared + g * gate_shared, k / in_word + i * 4)
+                                       : bounded(global + g * gate_global, k / in_word + i * 4, w.units));
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
           float d[4];
@@ -144,10 +145,6 @@ struct TensorCores {
  private:
   static __device__ __forceinline__ const T* row_of_weights(const Weights<T>& w, int segment, int column) {
     return w.global + (int64_t{1} * column * w.segments + segment) * w.units;
-  }
-  static __device__ __forceinline__ uint32_t operand(uint32_t bits) {
-    if constexpr (sizeof(T) == 4) return to_tf32(bits);
-    return bits;
   }
   // The lane's word of a step.
   static __device__ __forceinline__ uint32_t word(const T* row, int first) {

@@ -304,17 +304,24 @@ cudaError_t launch_sequence(const SequenceBackward<T>& s, const Device& device, 
   return launch(backward_sequence<T, P, CELL>, s.shape.models * cut.parts, cut.threads, cut.bytes, stream, s, cut);
 }
 
+// Calls f.operator()<P>() with the products that serve a shape: larger tiles where rows and units fill them.
+template <class T, class F>
+auto with_products(const SequenceShape& s, Math math, const F& f) {
+  const bool large = s.batch > 16 && s.hidden >= 64;
+  if constexpr (sizeof(T) == 2) {
+    return large ? f.template operator()<TensorCores<T, 2>>() : f.template operator()<TensorCores<T, 1>>();
+  } else if constexpr (sizeof(T) == 4) {
+    if (math == Math::tensor)
+      return large ? f.template operator()<TensorCores<T, 2>>() : f.template operator()<TensorCores<T, 1>>();
+    return large ? f.template operator()<Plain<T, 8>>() : f.template operator()<Plain<T, 4>>();
+  } else {
+    return f.template operator()<Plain<T, 4>>();
+  }
+}
+
 template <class T, Cell CELL, class Sequence>
 cudaError_t launch_cell(const Sequence& s, Math math, const Device& device, cudaStream_t stream) {
-  const int64_t batch = s.shape.batch, hidden = s.shape.hidden;
-  if constexpr (sizeof(T) <= 4)
-    if (math == Math::tensor)
-      return batch > 16 && hidden >= 64 ? launch_sequence<T, CELL, TensorCores<T, 2>>(s, device, stream)
-                                        : launch_sequence<T, CELL, TensorCores<T, 1>>(s, device, stream);
-  if constexpr (sizeof(T) == 4)
-    if (batch > 16 && hidden >= 64) return launch_sequence<T, CELL, Plain<T, 8>>(s, device, stream);
-  if constexpr (sizeof(T) >= 4) return launch_sequence<T, CELL, Plain<T, 4>>(s, device, stream);
-  return cudaErrorInvalidValue;
+  return with_products<T>(s.shape, math, [&]<class P>() { return launch_sequence<T, CELL, P>(s, device, stream); });
 }
 
 template <class T, class Sequence>
@@ -335,19 +342,20 @@ cudaError_t run_sequence(const Sequence& s, Math math, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-template <class T>
-bool fits(const SequenceShape& s, Math math, bool backward) {
-  const Device device = this_device();
+template <class T, class P>
+Fit fit(const SequenceShape& s, bool backward, const Device& device) {
+  if (s.batch >= 1 << 30 || s.hidden >= 1 << 14) return Fit::none;
   const int units = static_cast<int>(s.hidden);
-  int64_t bytes;
-  if constexpr (sizeof(T) == 2)
-    bytes = Memory<T, TensorCores<T, 2>>{s.cell, units, 1, backward}.bytes(0);
-  else if constexpr (sizeof(T) == 4)
-    bytes = math == Math::tensor ? Memory<T, TensorCores<T, 2>>{s.cell, units, 1, backward}.bytes(0)
-                                 : Memory<T, Plain<T, 8>>{s.cell, units, 1, backward}.bytes(0);
-  else
-    bytes = Memory<T, Plain<T, 4>>{s.cell, units, 1, backward}.bytes(0);
-  return device.error == cudaSuccess && s.batch < (1 << 30) && s.hidden < (1 << 14) && bytes <= device.shared_bytes;
+  if (Memory<T, P>{s.cell, units, 1, backward}.bytes(0) > device.shared_bytes) return Fit::none;
+  const bool all = s.models == 0 || s.batch == 0 || plan<T, P>(s, backward, device).kept >= units;
+  return all ? Fit::resident : Fit::streamed;
+}
+
+template <class T>
+Fit fits(const SequenceShape& s, Math math, bool backward) {
+  const Device device = this_device();
+  if (device.error != cudaSuccess) return Fit::none;
+  return with_products<T>(s, math, [&]<class P>() { return fit<T, P>(s, backward, device); });
 }
 
 template <class T>
@@ -401,7 +409,7 @@ cudaError_t step_backward(const StepBackward<T>& step, cudaStream_t stream) {
 #undef RECURVE_OF_CELL
 
 #define RECURVE_RECURRENT_KERNELS(T)                                                         \
-  template bool fits<T>(const SequenceShape&, Math, bool);                                   \
+  template Fit fits<T>(const SequenceShape&, Math, bool);                                    \
   template cudaError_t sequence_forward<T>(const SequenceForward<T>&, Math, cudaStream_t);   \
   template cudaError_t sequence_backward<T>(const SequenceBackward<T>&, Math, cudaStream_t); \
   template cudaError_t begin_forward<T>(const StepForward<T>&, cudaStream_t);                \

@@ -22,6 +22,7 @@ TORCH = [f"-I{path}" for path in cpp_extension.include_paths()]
 LARGE = "132,232448,0"  # weights stay in shared memory
 SMALL = "4,20000,1"  # most are read from global memory
 TINY = "2,100,0"  # no sequence fits: step by step
+MANY, FEW = "40,232448,0", "10,232448,1"  # for blocks that share a model
 
 
 def checked(command: list[str], **environment: str) -> str:
@@ -54,7 +55,7 @@ def library(tmp_path_factory):
     return target
 
 
-def passes(library: str, machines: str, tests: str, *, of: int = 1) -> None:
+def passes(library: str, machines: str, tests: str, *, of: int = 1, **environment: str) -> None:
     """Whether every `of`th of the tests passes."""
     files, _, chosen = tests.partition(" -k ")
     said = checked(
@@ -76,6 +77,7 @@ def passes(library: str, machines: str, tests: str, *, of: int = 1) -> None:
         EMULATED=library,
         EMULATED_MACHINES=machines,
         EMULATED_SHARE=str(of),
+        **environment,
     )
     assert " passed" in said
 
@@ -86,6 +88,12 @@ OPS = "tests/recurve/test_ops_recurrent.py"
 def test_results_equal_the_references_in_all_types(library):
     which = "float64_equals_the_reference or 16_bit or tf32"
     passes(library, f"{LARGE} {SMALL}", f"{OPS} tests/recurve/tensor_cores.py -k {which}", of=16)
+
+
+def test_results_of_blocks_that_share_a_model_equal_the_references(library):
+    which = "float64_equals_the_reference or 16_bit or tf32"
+    files = f"{OPS} tests/recurve/tensor_cores.py"
+    passes(library, f"{MANY} {FEW}", f"{files} -k {which}", of=16, RECURVE_CUDA_DESIGN="grid")
 
 
 def test_results_step_by_step_equal_the_references(library):
@@ -110,6 +118,13 @@ OTHERS = "not as_accurate_as_the_native_op_over_many_steps"
 )
 def test_all_tests_of_the_ops_pass(library, machine, file):
     passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [MANY, FEW], ids=["many", "few"])
+@pytest.mark.parametrize("file", ["ops_recurrent", "probe", "derivatives"])
+def test_all_tests_of_the_ops_pass_where_blocks_share_a_model(library, machine, file):
+    passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}", RECURVE_CUDA_DESIGN="grid")
 
 
 @pytest.mark.slow

@@ -3,17 +3,15 @@
 #include <torch/library.h>
 
 #include "../sequence.h"
+#include "designs.h"
 #include "tensors.h"
 
 namespace recurve {
 namespace {
 
 using cuda::Accumulate;
+using cuda::Design;
 using cuda::Math;
-
-// Above this many units a model's recurrent weights do not stay in one block: one step at a time, so that all blocks
-// share each product. An estimate, not yet a measurement.
-constexpr int64_t most_units_of_a_block = 256;
 
 bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
@@ -22,15 +20,14 @@ struct Call {
   const Inputs& in;
   SequenceShape shape;
   Math math;
-  bool whole;  // in one launch
+  Design design;
   cudaStream_t stream;
 
   Call(const Inputs& in_, const Options& options) : in(in_), shape(in_.shape(options)) {
     stream = c10::cuda::getCurrentCUDAStream().stream();
     for_type(in.x.scalar_type(), [&]<class T>(T*) {
       math = cuda::math_of<T>(allows_tf32());
-      whole = shape.hidden <= most_units_of_a_block && cuda::fits<T>(shape, math, false) &&
-              cuda::fits<T>(shape, math, true);
+      design = cuda::design_of<T>(shape, math);
     });
   }
 
@@ -40,13 +37,29 @@ struct Call {
   }
   // Recurrent weights as the kernels read them.
   Tensor weights(bool backward) const {
-    return whole && cuda::reads_transposed(math, backward) ? in.w_hh.transpose(1, 2).contiguous() : in.w_hh;
+    const bool transposed = design == Design::block && cuda::reads_transposed(math, backward);
+    return transposed ? in.w_hh.transpose(1, 2).contiguous() : in.w_hh;
   }
   // Those of some gates, (E, gates H, H).
   Tensor weights_of(int64_t first, int64_t gates) const {
     return in.w_hh.narrow(1, first * shape.hidden, gates * shape.hidden);
   }
 };
+
+// Through memory that the blocks of a grid exchange.
+template <class T, class Sequence>
+void run_grid(const Call& call, const Sequence& sequence, bool backward) {
+  if (call.shape.models == 0 || call.shape.batch == 0) return;
+  const cuda::GridScratch sizes = cuda::grid_scratch<T>(call.shape, call.math, backward);
+  const Tensor exchange = at::empty({sizes.exchanged}, call.in.x.options());
+  const Tensor counters = at::empty({sizes.counters}, call.in.x.options().dtype(at::kInt));
+  T* const of_exchange = pointer<T>(exchange);
+  auto* const of_counters = pointer<unsigned>(counters);
+  if constexpr (std::is_same_v<Sequence, cuda::SequenceForward<T>>)
+    C10_CUDA_CHECK(cuda::grid_forward(sequence, call.math, of_exchange, of_counters, call.stream));
+  else
+    C10_CUDA_CHECK(cuda::grid_backward(sequence, call.math, of_exchange, of_counters, call.stream));
+}
 
 Tensor rows(const Tensor& t) { return t.flatten(1, 2); }  // (E, T, B, ...) as (E, T B, ...)
 
@@ -138,8 +151,10 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
                                             pointer<T>(out.y),
                                             pointer<T>(out.h_n),
                                             pointer<T>(out.c_n)};
-    if (call.whole)
+    if (call.design == Design::block)
       C10_CUDA_CHECK(cuda::sequence_forward(sequence, call.math, call.stream));
+    else if (call.design == Design::grid)
+      run_grid<T>(call, sequence, false);
     else
       forward_by_steps<T>(call, {sequence, 0, 0, nullptr, nullptr, nullptr, nullptr});
   });
@@ -217,8 +232,10 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
         call.shape,         constant<T>(gates), constant<A>(aux), constant<T>(y_),      constant<T>(weights),
         constant<T>(in.h0), constant<T>(in.c0), constant<T>(dy_), constant<T>(dh_n_),   constant<T>(dc_n_),
         pointer<T>(dgates), pointer<T>(d.h0),   pointer<T>(d.c0), pointer<A>(dh_steps), pointer<A>(dc_steps)};
-    if (call.whole)
+    if (call.design == Design::block)
       C10_CUDA_CHECK(cuda::sequence_backward(sequence, call.math, call.stream));
+    else if (call.design == Design::grid)
+      run_grid<T>(call, sequence, true);
     else
       backward_by_steps<T>(call, {sequence, 0, 0, nullptr, nullptr, nullptr}, dgates);
   });

@@ -1,5 +1,5 @@
 // Stands in for NVIDIA's header of this name, so that kernels run under a host compiler: a fiber per CUDA thread, one
-// block after the other.
+// block after the other, or all blocks of a cooperative launch in turn.
 //
 // Shared memory starts as not-a-number and has guards behind it. Fibers run from barrier to barrier in ascending or
 // descending order: two threads that race give other results in the other order. A barrier that some threads never
@@ -20,7 +20,8 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure, cudaErrorCooperativeLaunchTooLarge };
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = void*;
@@ -29,10 +30,18 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int cooperative;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -58,7 +67,8 @@ struct Block {
   static constexpr size_t stack_bytes = 256 << 10, guard_bytes = 4096;
   static constexpr unsigned char poison = 0xff;
 
-  int threads, current = 0;
+  unsigned index = 0;  // in the grid
+  int threads, current = 0, left = 0;
   bool moved = false;  // whether some fiber came further in this round
   // A context starts a fiber; jumps, which make no system call, go to and fro.
   jmp_buf scheduler{};
@@ -119,9 +129,11 @@ struct Block {
 
   static void start();
 
-  bool run() {
+  void begin(unsigned index_) {
+    index = index_;
     std::memset(shared.data(), poison, shared.size());
     done.assign(threads, 0);
+    left = threads;
     whole = {};
     warps.assign(warps.size(), {});
     for (int i = 0; i < threads; ++i) {
@@ -130,17 +142,12 @@ struct Block {
       fibers[i].started = false;
       makecontext(&fibers[i].start, start, 0);
     }
-    for (int left = threads; left > 0;) {
-      moved = false;
-      for (int i = 0; i < threads; ++i) {
-        current = descending ? threads - 1 - i : i;
-        if (done[current]) continue;
-        threadIdx.x = static_cast<unsigned>(current);
-        resume();
-        if (done[current]) --left, moved = true;
-      }
-      if (!moved) return complaint = "a barrier was not reached by all threads", false;
-    }
+  }
+
+  // Every thread as far as it comes; whether any came further.
+  bool round();
+
+  bool guarded() const {
     for (size_t i = shared_bytes; i < shared.size(); ++i)
       if (shared[i] != poison) return complaint = "a write past the end of shared memory", false;
     return true;
@@ -153,6 +160,39 @@ inline void Block::start() {
   block->body(block->arguments);
   block->done[block->current] = 1;
   _longjmp(block->scheduler, 1);
+}
+
+inline bool Block::round() {
+  block = this, blockIdx.x = index;
+  moved = false;
+  for (int i = 0; i < threads; ++i) {
+    current = descending ? threads - 1 - i : i;
+    if (done[current]) continue;
+    threadIdx.x = static_cast<unsigned>(current);
+    resume();
+    if (done[current]) --left, moved = true;
+  }
+  return moved;
+}
+
+// Runs blocks that are alive together to their end.
+inline bool run(std::vector<std::unique_ptr<Block>>& blocks) {
+  for (bool left = true; left;) {
+    bool moved = left = false;
+    for (auto& each : blocks)
+      if (each->left > 0) moved |= each->round(), left |= each->left > 0;
+    if (left && !moved) return complaint = "a barrier was not reached by all threads", false;
+  }
+  for (auto& each : blocks)
+    if (!each->guarded()) return false;
+  return true;
+}
+
+// Until other blocks have raised the counter so far.
+inline void wait_until(const unsigned* counter, unsigned expected) {
+  const volatile unsigned* seen = counter;
+  while (*seen < expected) block->yield();
+  block->moved = true;
 }
 
 inline unsigned char* shared_memory() { return block->shared.data(); }
@@ -217,14 +257,21 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(
   if (launch->dynamicSmemBytes > static_cast<size_t>(emulation::shared_limit) || launch->blockDim.x > 1024)
     return cudaErrorInvalidValue;
   auto call = [&] { kernel(arguments...); };
-  emulation::Block block(
-      static_cast<int>(launch->blockDim.x), launch->dynamicSmemBytes,
-      [](void* call_) { (*static_cast<decltype(call)*>(call_))(); }, &call);
-  emulation::block = &block;
+  auto body = [](void* call_) { (*static_cast<decltype(call)*>(call_))(); };
+  const unsigned grid = launch->gridDim.x;
+  const bool together = launch->numAttrs > 0 && launch->attrs->val.cooperative != 0;
+  if (together && grid > static_cast<unsigned>(emulation::processors)) return cudaErrorCooperativeLaunchTooLarge;
   blockDim = launch->blockDim, gridDim = launch->gridDim;
-  for (unsigned i = 0; i < gridDim.x; ++i) {
-    blockIdx.x = emulation::descending ? gridDim.x - 1 - i : i;
-    if (!block.run()) return cudaErrorLaunchFailure;
+  std::vector<std::unique_ptr<emulation::Block>> alive;
+  for (unsigned i = 0; i < (together ? grid : 1); ++i)
+    alive.emplace_back(
+        new emulation::Block(static_cast<int>(launch->blockDim.x), launch->dynamicSmemBytes, body, &call));
+  for (unsigned i = 0; i < grid; i += alive.size()) {
+    for (unsigned j = 0; j < alive.size(); ++j) alive[j]->begin(emulation::descending ? grid - 1 - i - j : i + j);
+    if (!emulation::run(alive)) return cudaErrorLaunchFailure;
   }
   return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  return std::memset(to, value, bytes), cudaSuccess;
 }

@@ -1,0 +1,50 @@
+// Which of the CUDA kernels serves a recurrent call.
+#pragma once
+
+#include <cstdlib>
+#include <string_view>
+
+#include "../../cuda/kernels.h"
+
+namespace recurve::cuda {
+
+// block: a block owns some sequences of a model from first to last step. grid: blocks share a model's units and meet at
+// every step. steps: one product and one gate kernel a step.
+enum class Design { block, grid, steps };
+
+// RECURVE_CUDA_DESIGN=block|grid|steps forces a design, for tests and measurements.
+inline std::optional<Design> forced_design() {
+  static const char* const text = std::getenv("RECURVE_CUDA_DESIGN");
+  if (text == nullptr) return std::nullopt;
+  const std::string_view name = text;
+  if (name == "block") return Design::block;
+  if (name == "grid") return Design::grid;
+  if (name == "steps") return Design::steps;
+  TORCH_CHECK(false, "RECURVE_CUDA_DESIGN=", text, " is unknown; allowed: block, grid, steps");
+}
+
+// Estimates on the safe side, none of them measured:
+// - a block wherever its shared memory holds the model's recurrent weights in both passes: nothing is waited for;
+// - else a grid wherever the processors' memory holds those of all models: weights are read once, not at every step;
+// - else a block for up to 256 units, whose weights a second-level cache feeds to all models at once;
+// - else step by step, where products fill all processors.
+// Whether torch's own op should serve instead is decided before, in recurve/ops/_cuda.py.
+template <class T>
+Design design_of(const SequenceShape& shape, Math math) {
+  constexpr int64_t most_streamed_units = 256;
+  const Fit forward = fits<T>(shape, math, false), backward = fits<T>(shape, math, true);
+  const bool by_block = forward != Fit::none && backward != Fit::none;
+  const bool by_grid = fits_grid<T>(shape, math, false) && fits_grid<T>(shape, math, true);
+  if (const std::optional<Design> forced = forced_design()) {
+    const bool serves = *forced == Design::steps || (*forced == Design::grid ? by_grid : by_block);
+    TORCH_CHECK(serves || shape.batch == 0,
+                "RECURVE_CUDA_DESIGN: the forced design does not fit this GPU's memory with ", shape.models,
+                " models, ", shape.batch, " sequences and ", shape.hidden, " hidden units");
+    return *forced;
+  }
+  if (forward == Fit::resident && backward == Fit::resident) return Design::block;
+  if (by_grid) return Design::grid;
+  return by_block && shape.hidden <= most_streamed_units ? Design::block : Design::steps;
+}
+
+}  // namespace recurve::cuda
