@@ -20,7 +20,7 @@ class Recorder(Protocol):
         """Do the work as recording will find it."""
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """Where the result will be, and what does the work, which is not done yet. Raises `RuntimeError` if it cannot."""
+        """Where the result will be, and what does the work, not done yet. Raises `RuntimeError` if it cannot."""
 
     def finish(self) -> None:
         """Wait until all work is done."""
