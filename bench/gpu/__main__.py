@@ -1,7 +1,8 @@
 """Builds, tests, checks and measures on the GPU of this machine: `make gpu`, or `python -m bench.gpu`.
 
-Writes bench/results/<gpu>.json after every stage, and all that the stages say to bench/results/<gpu>.log. Each stage
-has a limit of its own, so that one that hangs costs no other; all together stay below ten minutes.
+Writes bench/results/<gpu>.json after every round of stages, and all that the stages say to bench/results/<gpu>.log.
+Stages of a round run side by side; each has a limit of its own, so that one that hangs costs no other, and all rounds
+together stay below ten minutes.
 """
 
 from __future__ import annotations
@@ -13,17 +14,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-OPS = [f"tests/recurve/test_{name}.py" for name in ("ops_recurrent", "probe", "derivatives", "transforms")]
+TESTS = Path("tests", "recurve")
+OPS = [str(TESTS / f"test_{name}.py") for name in ("ops_recurrent", "ops_conv", "probe", "derivatives", "transforms")]
+ONLY_CUDA = [str(TESTS / f"{name}.py") for name in ("tensor_cores", "cuda_convolution")]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_ops"]
+FORCED = "RECURVE_CUDA_DESIGN"
+ASKED = (  # of native time / ours, geometric means on an H200: least, and aim
+    ("GRU training", 1.3, 2.0),
+    ("LSTM training", 1.1, 1.5),
+    ("ensemble training", 30.0, 100.0),
+    ("convolution training", 2.0, 5.0),
+)
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -46,29 +59,31 @@ class Done:
     said: str  # the end of it
 
 
-def stages(capability: str, lines: Path) -> list[Stage]:
-    """All stages, for a GPU of this compute capability; measurements go to `lines`, one JSON object each."""
+def rounds(capability: str, lines: Path) -> list[list[Stage]]:
+    """All stages, for a GPU of this compute capability; what they measure goes to `lines`, one JSON object each."""
     build = {"RECURVE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability, **toolkit()}
-    study = [sys.executable, "-m", "ablations", "run", "epidemic", "--preset", "smoke", "--runs"]
     exercise = [sys.executable, "-m", "bench.gpu.exercise"]
+
+    def sanitizer(tool: str) -> Stage:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *exercise, "--few"]
+        return Stage(tool, command, 70, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, needs="compute-sanitizer")
+
+    def grid(study: str, limit: float) -> Stage:
+        return Stage(f"a grid of {study}", [sys.executable, "-m", "bench.gpu.grids", study, str(lines)], limit)
+
     return [
-        Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 200, build),
-        Stage("status", [sys.executable, "-m", "recurve"], 20),
-        Stage("tests of the ops", [*PYTEST, *OPS], 100),
-        Stage("tests of tensor cores", [*PYTEST, "tests/recurve/tensor_cores.py"], 20),
-        Stage("1000 repeats", [*exercise, "--repeats", "1000"], 25),
-        *(
-            Stage(
-                sanitizer,
-                ["compute-sanitizer", "--tool", sanitizer, "--error-exitcode", "1", *exercise],
-                20,
-                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                needs="compute-sanitizer",
-            )
-            for sanitizer in SANITIZERS
-        ),
-        Stage("a study on the GPU", [*study, str(lines.with_suffix(".runs"))], 40, {"ABLATE_DEVICE": "cuda"}),
-        Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 120),
+        [Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 170, build)],
+        [Stage("status", [sys.executable, "-m", "recurve"], 15)],
+        [
+            Stage("tests of the ops", [*PYTEST, *OPS], 110),
+            Stage("tests of the ops where blocks share a model", [*PYTEST, OPS[0]], 110, {FORCED: "grid"}),
+            Stage("tests of the ops step by step", [*PYTEST, OPS[0]], 110, {FORCED: "steps"}),
+            Stage("tests of what only CUDA has", [*PYTEST, *ONLY_CUDA], 110),
+        ],
+        [Stage("1000 repeats", [*exercise, "--repeats", "1000"], 70), *map(sanitizer, SANITIZERS)],
+        [grid("epidemic", 75)],
+        [grid("vision", 40)],
+        [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 100)],
     ]
 
 
@@ -84,18 +99,34 @@ def main() -> int:
     lines.unlink(missing_ok=True)
     results: dict[str, Any] = {"gpu": gpu, "date": datetime.now(UTC).isoformat(), "commit": commit(), "stages": []}
     with (RESULTS / f"{stem}.log").open("w") as log:
-        for stage in stages(gpu["capability"], lines):
-            done = run(stage, log)
-            print(f"{done.status:<12} {done.seconds:6.1f} s  {stage.name}", flush=True)
-            results["stages"].append(asdict(done))
+        for stages in rounds(gpu["capability"], lines):
+            with ThreadPoolExecutor(len(stages)) as pool:
+                for done, said in pool.map(run, stages):
+                    print(f"{done.status:<12} {done.seconds:6.1f} s  {done.name}", flush=True)
+                    log.write(f"\n==== {done.name}: {done.status} after {done.seconds} s\n{said}")
+                    log.flush()
+                    results["stages"].append(asdict(done))
             if lines.exists():
                 results["measurements"] = [json.loads(line) for line in lines.read_text().splitlines()]
+                results["table"] = table(results["measurements"])
             (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     lines.unlink(missing_ok=True)
-    shutil.rmtree(lines.with_suffix(".runs"), ignore_errors=True)
+    for row in results.get("table", []):
+        print(f"{row['what']}: {row['ratio']:.2f} over {row['cases']} cases, asked {row['asked']}, aim {row['aim']}")
     failed = [done["name"] for done in results["stages"] if done["status"] in ("failed", "out of time")]
     print(f"{RESULTS / stem}.json and .log" + (f"; not passed: {', '.join(failed)}" if failed else "; all passed"))
     return 1 if failed else 0
+
+
+def table(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Geometric means of native time / ours, beside what is asked and aimed at."""
+    found = []
+    for what, asked, aim in ASKED:
+        ratios = [row["ratio"] for row in measurements if row.get("group") == what and "ratio" in row]
+        if ratios:
+            row = {"what": what, "ratio": geometric_mean(ratios), "cases": len(ratios), "asked": asked, "aim": aim}
+            found.append(row)
+    return found
 
 
 def describe_gpu() -> dict[str, str]:
@@ -128,28 +159,26 @@ def toolkit() -> dict[str, str]:
     return {"CUDA_HOME": str(usual)} if found else {}
 
 
-def run(stage: Stage, log: Any) -> Done:
-    """Run one stage in a process group of its own, which ends with it."""
+def run(stage: Stage) -> tuple[Done, str]:
+    """Run one stage in a process group of its own, which ends with it; returns also all it said."""
     if stage.needs is not None and shutil.which(stage.needs) is None:
-        return Done(stage.name, f"skipped: {stage.needs} is not found", 0.0, "")
-    log.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
-    log.flush()
+        return Done(stage.name, f"skipped: {stage.needs} is not found", 0.0, ""), ""
     start = time.monotonic()
     paths = [str(ROOT / "tests" / "cuda"), str(ROOT / "tests" / "recurve"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **stage.environment}
-    begin = log.tell()
-    process = subprocess.Popen(
-        stage.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-        status = "passed" if process.wait(stage.limit) == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        status = "out of time"
-    log.seek(0, os.SEEK_END)
-    said = Path(log.name).read_bytes()[begin:].decode(errors="replace")
-    return Done(stage.name, status, round(time.monotonic() - start, 1), said[-2000:])
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            stage.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = "passed" if process.wait(stage.limit) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = "out of time"
+        output.seek(0)
+        said = f"{' '.join(stage.command)}\n{output.read().decode(errors='replace')}"
+    return Done(stage.name, status, round(time.monotonic() - start, 1), said[-2000:]), said
 
 
 def commit() -> str | None:

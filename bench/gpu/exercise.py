@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,30 +43,60 @@ def sequence(op: str, options: dict[str, Any], dtype: torch.dtype, models: int, 
     return call
 
 
-def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Named calls that reach every kernel: whole sequences, plain and on tensor cores, and step by step."""
-    for op, options in OPTIONS:
-        for dtype in DTYPES:
-            for models, hidden in ((3, 13), (2, 70), (1, 270)):
-                yield f"{op} {options} {dtype} H {hidden}", sequence(op, options, dtype, models, hidden)
+def block(options: dict[str, Any], dtype: torch.dtype, models: int, channels: int, outputs: int) -> Callable[[], Any]:
+    """A call of the convolution block, forward and backward, that returns its output and gradients."""
+    groups = options.get("groups", 1)
+    shapes = [(models, 3, channels, 13, 11), (models, outputs, channels // groups, 3, 5), (models, outputs)]
+    tensors = [(0.3 * torch.randn(s, device="cuda")).to(dtype).requires_grad_() for s in shapes]
+
+    def call() -> list[Tensor]:
+        with recurve.backend("fused"):
+            y = ops.conv_block(*tensors, **options)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    return call
+
+
+BLOCKS: list[tuple[int, int, dict[str, Any]]] = [
+    (3, 5, {"padding": 1, "pool": "max"}),
+    (3, 9, {"pool": "average", "activation": "silu", "pool_size": (3, 2)}),
+    (5, 5, {"groups": 5, "padding": 2, "pool": "none", "activation": "tanh"}),
+    (4, 6, {"groups": 2, "stride": 2, "dilation": (1, 2), "padding": 2, "pool": "max", "pool_size": (2, 1)}),
+]
+
+
+def calls(dtypes: Sequence[torch.dtype]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Named calls that reach every kernel, and the design that each is forced to: all recurrent ones, and the block."""
+    for dtype in dtypes:
+        for op, options in OPTIONS:
+            for design, models, hidden in (("block", 3, 13), ("block", 2, 70), ("grid", 2, 70), ("steps", 1, 37)):
+                yield (
+                    f"{op} {options} {dtype} {design} H {hidden}",
+                    design,
+                    sequence(op, options, dtype, models, hidden),
+                )
+        for channels, outputs, options in BLOCKS:
+            yield f"conv_block {options} {dtype}", "", block(options, dtype, 2, channels, outputs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=1, help="times that each call runs; default: %(default)s")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--repeats", type=int, default=1, help="repeats, over all calls together; default: %(default)s")
+    parser.add_argument("--few", action="store_true", help="only float32 and bfloat16")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = True
-    named = list(calls())
-    share = max(1, repeats // len(named) + 1) if repeats > 1 else 1
-    for name, call in named:
+    named = list(calls(DTYPES[::2] if arguments.few else DTYPES))
+    share = -(-arguments.repeats // len(named))
+    for name, design, call in named:
+        os.environ["RECURVE_CUDA_DESIGN"] = design or "block"
         first = call()
-        for _ in range(share - 1):
+        for _ in range(share):
             for expected, found in zip(first, call(), strict=True):
                 if not torch.equal(expected, found):
                     raise SystemExit(f"{name}: a repeat gives other results")
     torch.cuda.synchronize()
-    print(f"{len(named)} calls, {share} times each: same results")
+    print(f"{len(named)} calls, {share} repeats each: same results")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE`, one JSON line a case.
 
-Both sides of a case are captured as CUDA graphs, replayed in random order with a cold L2 cache, and timed by events;
-the ratio is the median over pairs of native time / ours. A side that cannot be captured is timed as it is, and says so.
+All sides of a case are captured as CUDA graphs, replayed in random order with a cold L2 cache, and timed by events;
+the ratio is the median over rounds of native time / ours. A side that cannot be captured is timed as it is, and says
+so. Recurrent cases also tell the time of every design that the kernels have, so that the rules which choose among them
+and torch's own ops can be written from measurements.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import sys
@@ -22,8 +25,10 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
 import recurve
+from recurve._backend import Backend
 
-PAIRS, SECONDS_A_CASE = 15, 4.0
+PAIRS, SECONDS_A_CASE = 15, 1.2
+DESIGN = "RECURVE_CUDA_DESIGN"
 Step = Callable[[], Any]
 
 
@@ -40,11 +45,34 @@ class Case:
     models: int = 1
 
     @property
+    def group(self) -> str:
+        return "ensemble training" if self.models > 1 else f"{self.op.upper()} training"
+
+    @property
     def type(self) -> torch.dtype:
         return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
 
 
-def cases() -> Iterator[Case]:
+@dataclass(frozen=True)
+class Block:
+    """One training step of a convolution block on square images."""
+
+    dtype: str
+    batch: int
+    channels: int
+    outputs: int
+    size: int
+    kernel: int
+    groups: int = 1
+    pool: str = "max"
+    group = "convolution training"
+
+    @property
+    def type(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
+
+
+def cases() -> Iterator[Case | Block]:
     """Ensembles first, since a limit on time cuts from the end."""
     for op, hidden in product(("gru", "lstm"), (32, 64, 128)):
         for dtype in ("tf32", "bfloat16"):
@@ -52,12 +80,43 @@ def cases() -> Iterator[Case]:
     for op, dtype in product(("gru", "lstm"), ("bfloat16", "tf32")):
         for hidden, batch, steps in ((256, 16, 50), (256, 128, 50), (512, 64, 200), (1024, 16, 50), (1024, 128, 50)):
             yield Case(op, dtype, steps, batch, hidden, hidden)
-    for op in ("gru", "lstm"):
-        yield Case(op, "tf32", 30, 32, 3, 64)
+    for dtype in ("tf32", "bfloat16"):
+        for batch, channels, outputs, size in ((128, 1, 16, 28), (128, 3, 32, 32), (64, 3, 32, 64)):
+            yield Block(dtype, batch, channels, outputs, size, 3)
+        for kernel in (5, 7):
+            yield Block(dtype, 64, 64, 64, 32, kernel, groups=64, pool="none")
 
 
-def sides(case: Case) -> tuple[Step, Step]:
-    """One training step (forward and all gradients) of ours, and of a loop over torch.nn modules."""
+def sides(case: Case | Block) -> dict[str, Step]:
+    """One training step (forward and all gradients): "native", which loops over torch.nn modules, "ours" as forced, and
+    "chosen" as the selector has it."""
+    return block_sides(case) if isinstance(case, Block) else recurrent_sides(case)
+
+
+def block_sides(case: Block) -> dict[str, Step]:
+    options: dict[str, Any] = {"device": "cuda", "dtype": case.type}
+    x = torch.randn(case.batch, case.channels, case.size, case.size, **options, requires_grad=True)
+    weight = torch.randn(case.outputs, case.channels // case.groups, case.kernel, case.kernel, **options)
+    bias = torch.zeros(case.outputs, **options)
+    tensors = [x, weight.requires_grad_(), bias.requires_grad_()]
+
+    def through(backend: Backend) -> Step:
+        def step() -> None:
+            with recurve.backend(backend):
+                y = recurve.ops.conv_block(
+                    *tensors,
+                    padding=case.kernel // 2,
+                    groups=case.groups,
+                    pool=case.pool,  # type: ignore[arg-type]
+                )
+            torch.autograd.grad(y.sum(), tensors)
+
+        return step
+
+    return {"native": through("native"), "ours": through("fused"), "chosen": through("auto")}
+
+
+def recurrent_sides(case: Case) -> dict[str, Step]:
     options: dict[str, Any] = {"device": "cuda", "dtype": case.type}
     ours = [getattr(recurve.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
     theirs = [getattr(torch.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
@@ -68,18 +127,37 @@ def sides(case: Case) -> tuple[Step, Step]:
     def output(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(template, parameters, (inputs,))[0]
 
-    def fused() -> None:
-        with recurve.backend("fused"):
-            if case.models > 1:
-                torch.autograd.grad(torch.vmap(output)(stacked, x).sum(), list(stacked.values()))
-            else:
-                torch.autograd.grad(template(x[0])[0].sum(), list(template.parameters()))
+    def through(backend: Backend) -> Step:
+        def step() -> None:
+            with recurve.backend(backend):
+                if case.models > 1:
+                    torch.autograd.grad(torch.vmap(output)(stacked, x).sum(), list(stacked.values()))
+                else:
+                    torch.autograd.grad(template(x[0])[0].sum(), list(template.parameters()))
+
+        return step
 
     def native() -> None:
         for module, inputs in zip(theirs, x, strict=True):
             torch.autograd.grad(module(inputs)[0].sum(), list(module.parameters()))
 
-    return fused, native
+    return {"native": native, "ours": through("fused"), "chosen": through("auto")}
+
+
+def times_of_designs(step: Step, flush: Tensor) -> dict[str, float]:
+    """Milliseconds of our side by design, those that serve."""
+    found = {}
+    for design in ("block", "grid", "steps"):
+        os.environ[DESIGN] = design
+        try:
+            replay, _ = captured(step)
+            found[design] = statistics.median(milliseconds(replay, flush) for _ in range(5))
+        except RuntimeError as error:
+            if DESIGN not in str(error):
+                raise
+        finally:
+            del os.environ[DESIGN]
+    return found
 
 
 def captured(step: Step) -> tuple[Step, bool]:
@@ -112,24 +190,22 @@ def milliseconds(step: Step, flush: Tensor) -> float:
     return begin.elapsed_time(end)
 
 
-def measured(case: Case, flush: Tensor) -> dict[str, Any]:
-    """Times of both sides and their paired ratio."""
-    (ours, ours_captured), (native, native_captured) = map(captured, sides(case))
-    pairs: list[tuple[float, float]] = []
+def measured(case: Case | Block, flush: Tensor) -> dict[str, Any]:
+    """Times of all sides, and the paired ratios of native time / ours and native time / the chosen path's."""
+    steps = sides(case)
+    replays = {name: captured(step) for name, step in steps.items()}
+    rounds: list[dict[str, float]] = []
     start = time.monotonic()
-    while len(pairs) < PAIRS and (len(pairs) < 3 or time.monotonic() - start < SECONDS_A_CASE):
-        times = {}
-        for name, step in random.sample([("ours", ours), ("native", native)], 2):
-            times[name] = milliseconds(step, flush)
-        pairs.append((times["ours"], times["native"]))
-    return {
-        "pairs": len(pairs),
-        "ours_ms": statistics.median(o for o, _ in pairs),
-        "native_ms": statistics.median(n for _, n in pairs),
-        "ratio": statistics.median(n / o for o, n in pairs),
-        "ours_captured": ours_captured,
-        "native_captured": native_captured,
-    }
+    while len(rounds) < PAIRS and (len(rounds) < 3 or time.monotonic() - start < SECONDS_A_CASE):
+        names = random.sample(list(replays), len(replays))
+        rounds.append({name: milliseconds(replays[name][0], flush) for name in names})
+    row: dict[str, Any] = {"pairs": len(rounds), "not_captured": [n for n, (_, whole) in replays.items() if not whole]}
+    row |= {f"{name}_ms": statistics.median(r[name] for r in rounds) for name in steps}
+    row["ratio"] = statistics.median(r["native"] / r["ours"] for r in rounds)
+    row["ratio_chosen"] = statistics.median(r["native"] / r["chosen"] for r in rounds)
+    if isinstance(case, Case):
+        row["designs_ms"] = times_of_designs(steps["ours"], flush)
+    return row
 
 
 def main(target: Path) -> None:
@@ -139,7 +215,7 @@ def main(target: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     for case in cases():
-        row: dict[str, Any] = dict(vars(case))
+        row: dict[str, Any] = {"group": case.group, **vars(case)}
         try:
             row |= measured(case, flush)
         except RuntimeError as error:

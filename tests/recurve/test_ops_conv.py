@@ -134,7 +134,7 @@ def test_ties_in_max_pooling_send_the_gradient_where_torch_sends_it(activation, 
     options = {"activation": activation, "pool": "max", "pool_size": window, "padding": 1}
     case = Block(channels=2, outputs=18, size=(24, 36), options=options)
     tensors = {
-        name: torch.randint(-1, 2, t.shape, generator=generator).to(dtype)
+        name: torch.randint(-1, 2, t.shape, generator=generator, device="cpu").to(t.device, dtype)
         for name, t in case.tensors(generator).items()
     }
 

@@ -14,7 +14,7 @@ enum class Design { block, grid, steps };
 
 // RECURVE_CUDA_DESIGN=block|grid|steps forces a design, for tests and measurements.
 inline std::optional<Design> forced_design() {
-  static const char* const text = std::getenv("RECURVE_CUDA_DESIGN");
+  const char* const text = std::getenv("RECURVE_CUDA_DESIGN");
   if (text == nullptr) return std::nullopt;
   const std::string_view name = text;
   if (name == "block") return Design::block;

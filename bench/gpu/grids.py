@@ -1,0 +1,76 @@
+"""Runs a study's grid on the GPU and a few seeds of it on the CPU: `python -m bench.gpu.grids STUDY FILE`.
+
+Appends to FILE, as one JSON line, the wall times, how far runs of the same seed differ between the devices, and in how
+many conditions the effect on the primary response points the same way. Random numbers come from the same streams on
+both, so that runs differ by rounding alone; training magnifies it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ablations import studies
+from ablations.records import Records
+
+SEEDS = {"epidemic": 72, "vision": 8}  # a condition; 72 make more than 1,000 runs of `epidemic`
+SEEDS_ON_CPU = 2
+LARGEST_DIFFERENCE = 0.05  # relative, the median over runs
+
+
+def timed(study: str, seeds: int, device: str, runs: Path) -> float:
+    """Seconds that the smoke preset's grid takes there."""
+    command = [sys.executable, "-m", "ablations", "run", study, "--preset", "smoke", "--seeds", str(seeds)]
+    start = time.monotonic()
+    done = subprocess.run([*command, "--runs", str(runs)], env={**os.environ, "ABLATE_DEVICE": device})
+    if done.returncode not in (0, 1):  # 1: some runs failed, which the record tells
+        raise SystemExit(f"{study} on {device} ended with {done.returncode}")
+    return time.monotonic() - start
+
+
+def compared(response: str, baseline: dict[str, str], gpu: pd.DataFrame, cpu: pd.DataFrame) -> dict[str, Any]:
+    """How far apart `response` is in runs that both tables hold, and whether effects point the same way."""
+    factors = list(baseline)
+    both = gpu.merge(cpu, on=[*factors, "seed"], suffixes=("_gpu", "_cpu"))
+    theirs, ours = both[f"{response}_cpu"], both[f"{response}_gpu"]
+    condition = both[factors].agg("+".join, axis=1)
+    means = pd.DataFrame({"gpu": ours, "cpu": theirs}).groupby(condition).mean()
+    first = "+".join(baseline.values())
+    effects = (means - means.loc[first]).drop(index=first)
+    return {
+        "runs_compared": len(both),
+        "median_difference": float(((ours - theirs).abs() / theirs.abs()).median()),
+        "same_direction": float((effects["gpu"] * effects["cpu"] >= 0).mean()),
+    }
+
+
+def main(study: str, target: Path) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        gpu, cpu = Records(Path(folder, "gpu")), Records(Path(folder, "cpu"))
+        row: dict[str, Any] = {"grid": study}
+        row["seconds"] = timed(study, SEEDS[study], "cuda", Path(folder, "gpu"))
+        finished = gpu.table(study)
+        row["runs"] = len(finished)
+        row["statuses"] = {str(status): int(count) for status, count in finished["status"].value_counts().items()}
+        with target.open("a") as lines:  # what follows may run out of time
+            lines.write(json.dumps(row) + "\n")
+        row = {"comparison": study, "cpu_seconds": timed(study, SEEDS_ON_CPU, "cpu", Path(folder, "cpu"))}
+        declared = studies.load(study)
+        row["response"] = declared.responses[0].name
+        row |= compared(row["response"], dict(declared.baseline.levels), finished, cpu.table(study))
+    with target.open("a") as lines:
+        lines.write(json.dumps(row) + "\n")
+    print(row)
+    return 0 if row["median_difference"] <= LARGEST_DIFFERENCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
