@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import pandas as pd
+from scipy.stats import norm
 
 from ablations.data.sird import Rates
 from ablations.forecasting.scores import LEVELS, MEDIAN
@@ -78,18 +80,33 @@ def with_intervals(
 
 
 def classical(series: np.ndarray, ahead: np.ndarray, floor: float, most: float) -> Mapping[str, np.ndarray]:
-    """Forecasts (k,) of one series by ARIMA(1, 1, 0) with drift and by exponential smoothing with damped trend, both
-    fitted by statsmodels to the log of its last four weeks."""
-    from statsmodels.tsa.arima.model import ARIMA
-    from statsmodels.tsa.holtwinters import ExponentialSmoothing
+    """Quantiles (k, 23) of one series by ARIMA(2, 1, 0) and by simple exponential smoothing, both fitted by statsmodels
+    to logs of its last four weeks and with the spread of the fitted model.
 
-    logarithm, steps = log_share(series[-CLASSICAL_DAYS:], floor), int(ahead.max())
+    Of 20 orders and 8 kinds of smoothing, over windows of 14 to 260 days and logs or roots, these were among the best
+    in error and score on the validation epidemics of seeds that no preset runs. A drift or trend, which continues the
+    growth before the peak beyond it, made errors two to three times as large.
+    """
+    from statsmodels.tsa.arima.model import ARIMA
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    logarithm = pd.Series(log_share(series[-CLASSICAL_DAYS:], floor))
+    known, steps = len(logarithm), int(ahead.max())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fits that do not converge are judged by their forecasts as all others
-        arima = ARIMA(logarithm, order=(1, 1, 0), trend="t").fit(method_kwargs={"maxiter": 50}).forecast(steps)
-        ets = ExponentialSmoothing(logarithm, trend="add", damped_trend=True).fit().forecast(steps)
+        arima = ARIMA(logarithm, order=(2, 1, 0)).fit(method_kwargs={"maxiter": 50}).get_forecast(steps)
+        ets = ETSModel(logarithm).fit(disp=False).get_prediction(known, known + steps - 1)
+    return {
+        "arima": _log_normal(arima.predicted_mean, arima.var_pred_mean, ahead, most),
+        "ets": _log_normal(ets.predicted_mean, ets.forecast_variance, ahead, most),
+    }
+
+
+def _log_normal(mean: pd.Series, variance: pd.Series, ahead: np.ndarray, most: float) -> np.ndarray:
+    """Quantiles (k, 23) of what has logs of that mean and variance on the days to come."""
+    centre, deviation = (np.asarray(moment)[ahead - 1, None] for moment in (mean, np.sqrt(variance)))
     with np.errstate(over="ignore"):
-        return {name: np.exp(path)[ahead - 1].clip(max=most) for name, path in (("arima", arima), ("ets", ets))}
+        return np.exp(centre + deviation * norm.ppf(LEVELS)).clip(max=most)
 
 
 def sir(

@@ -18,6 +18,7 @@ from ablations.forecasting.scores import LEVELS, MEDIAN, NOMINAL, coverage, naiv
 from ablations.models import Forecaster, Quantiles
 
 SHOWN_EPIDEMICS = 4
+COMPARED = ("error", "wis", "coverage_50", "coverage_95")  # recorded of forecasts without a network too
 MODEL_SETTINGS = {  # no forecast without a network depends on them
     *("cell", "history", "hidden_size", "depth", "dense", "bidirectional", "strategy", "keep_bias", "observed"),
     *("leakage", "origins_per_epidemic", "epochs", "batch_size", "learning_rate", "schedule", "clip"),
@@ -78,6 +79,26 @@ class Scaler:
     def scale(self, logarithm: np.ndarray) -> np.ndarray:
         """Logs (..., channels)."""
         return (logarithm - self.mean) / self.deviation
+
+
+def interval_scores(forecast: np.ndarray, came: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Means over all forecasts (..., horizon, 23) of what came (..., horizon), and their course over the days ahead."""
+    errors = np.abs(forecast[..., MEDIAN] - came)
+    score = weighted_interval_score(forecast, came)
+    inside = coverage(forecast, came).reshape(-1, len(NOMINAL)).mean(axis=0)
+    responses = {
+        "mae": errors.mean(),
+        "rmse": np.sqrt((errors**2).mean()),
+        "wis": score.total.mean(),
+        "dispersion": score.dispersion.mean(),
+        "overprediction": score.overprediction.mean(),
+        "underprediction": score.underprediction.mean(),
+        "coverage_50": inside[np.argmin(np.abs(NOMINAL - 0.5))],
+        "coverage_95": inside[np.argmin(np.abs(NOMINAL - 0.95))],
+        "miscoverage": np.abs(inside - NOMINAL).mean(),
+    }
+    by_ahead = score.total.reshape(-1, came.shape[-1]).mean(axis=0)
+    return responses, {"nominal_coverage": NOMINAL, "coverage": inside, "wis_by_ahead": by_ahead}
 
 
 class ForecastTask:
@@ -189,31 +210,17 @@ class ForecastTask:
         """
         height = panel.peak_height[:, None, None]
         came = windows(panel.truth, self.origins(panel), self.future)
-        medians, errors = forecast[..., MEDIAN], np.abs(forecast[..., MEDIAN] - came) / height
-        score = weighted_interval_score(forecast / height[..., None], came / height)
-        inside = coverage(forecast, came).mean(axis=(0, 1, 2))
+        responses, arrays = interval_scores(forecast / height[..., None], came / height)
         scale = naive_scale(self.train.reported / self.train.peak_height[:, None])
-        days, heights = self.peak_errors(medians, panel)
+        days, heights = self.peak_errors(forecast[..., MEDIAN], panel)
         recent = days.shape[1] - self.around
-        responses = {
-            "error": self.error(medians, panel),
-            "mae": errors.mean(),
-            "rmse": np.sqrt((errors**2).mean()),
-            "mase": errors.mean() / scale,
-            "wis": score.total.mean(),
-            "dispersion": score.dispersion.mean(),
-            "overprediction": score.overprediction.mean(),
-            "underprediction": score.underprediction.mean(),
-            "coverage_50": inside[np.argmin(np.abs(NOMINAL - 0.5))],
-            "coverage_95": inside[np.argmin(np.abs(NOMINAL - 0.95))],
-            "miscoverage": np.abs(inside - NOMINAL).mean(),
+        responses |= {
+            "error": self.error(forecast[..., MEDIAN], panel),
+            "mase": responses["mae"] / scale,
             "peak_day_error": days[:, recent:].mean(),
             "peak_height_error": heights[:, recent:].mean(),
         }
-        arrays = {
-            "nominal_coverage": NOMINAL,
-            "coverage": inside,
-            "wis_by_ahead": score.total.mean(axis=(0, 1)),
+        arrays |= {
             "before_peak": self.origin_days[: days.shape[1]],
             "peak_day_error_by_origin": days.mean(axis=0),
             "peak_height_error_by_origin": heights.mean(axis=0),
@@ -280,31 +287,37 @@ class ForecastTask:
         return self._known[key]
 
     def _compare(self) -> Results:
-        responses, arrays = self._classical_errors(), {}
         origins, earlier = self.origins(self.test), self.origins(self.validation)
         came = windows(self.validation.truth, earlier, self.future)
         in_validation = self.references(self.validation, earlier)
+        responses, arrays = self._classical_responses(), {}
         for name, forecast in self.references(self.test, origins).items():
             if forecast.ndim == 3:
                 forecast = with_intervals(forecast, in_validation[name], came, self.floor, self.most)
             measured, shown = self.measure(forecast, self.test)
-            responses |= {f"{name}_error": measured["error"], f"{name}_wis": measured["wis"]}
+            responses |= {f"{name}_{response}": measured[response] for response in COMPARED}
             for array in ("wis_by_ahead", "peak_day_error_by_origin"):
                 arrays[f"{array}_{name}"] = shown[array]
         return responses, arrays
 
-    def _classical_errors(self) -> dict[str, float]:
-        """`error` of ARIMA and exponential smoothing, which are fitted one by one: for some of the test forecasts, from
-        all origins alike."""
-        origins, count = self.origins(self.test), self.settings["classical_forecasts"]
-        errors: dict[str, list[float]] = {"arima_error": [], "ets_error": []}
-        for i in range(count):
-            row, column = i % len(self.test), i * origins.shape[1] // count
-            series = self.test.reported[row, : origins[row, column] + 1]
-            came = self.test.truth[row, origins[row, column] + self.ahead]
-            for name, forecast in classical(series, np.array([self.ahead]), self.floor, self.most).items():
-                errors[f"{name}_error"].append(abs(forecast[0] - came) / self.test.peak_height[row])
-        return {name: float(np.mean(values)) for name, values in errors.items() if values}
+    def _classical_responses(self) -> dict[str, float]:
+        """Responses of ARIMA and exponential smoothing, which are fitted one by one: on some of the test forecasts,
+        from all origins alike."""
+        count, origins = self.settings["classical_forecasts"], self.origins(self.test)
+        taken = np.arange(count) % len(self.test), np.arange(count) * origins.shape[1] // max(count, 1)
+        height = self.test.peak_height[taken[0], None]
+        came = windows(self.test.truth, origins, self.future)[taken] / height
+        forecasts = [
+            classical(self.test.reported[row, : origins[row, column] + 1], self.future, self.floor, self.most)
+            for row, column in zip(*taken, strict=True)
+        ]
+        responses = {}
+        for name in forecasts[0] if forecasts else ():
+            quantiles = np.stack([forecast[name] for forecast in forecasts]) / height[..., None]
+            measured, _ = interval_scores(quantiles, came)
+            measured["error"] = np.abs(quantiles[:, self.ahead - 1, MEDIAN] - came[:, self.ahead - 1]).mean()
+            responses |= {f"{name}_{response}": float(measured[response]) for response in COMPARED}
+        return responses
 
     def _shown(self, predict: Predict) -> dict[str, np.ndarray]:
         """Arrays of the figure `forecasts`, of the first test epidemics."""

@@ -120,7 +120,15 @@ def test_intervals_from_earlier_errors_cover_what_comes_when_errors_stay_alike()
     np.testing.assert_allclose(inside, 1 - 2 * LEVELS[:MEDIAN], atol=0.03)
 
 
-def test_arima_and_smoothing_continue_steady_growth():
+def test_arima_continues_steady_growth_and_smoothing_stays_where_it_ended():
     series = 1e-3 * np.exp(0.1 * np.arange(40))
-    for name, forecast in baselines.classical(series, np.array([1, 7]), 1e-9, 1.0).items():
-        np.testing.assert_allclose(forecast, 1e-3 * np.exp(0.1 * np.array([40, 46])), rtol=0.05, err_msg=name)
+    forecast = baselines.classical(series, np.array([1, 7]), 1e-9, 1.0)
+    np.testing.assert_allclose(forecast["arima"][:, MEDIAN], 1e-3 * np.exp(0.1 * np.array([40, 46])), rtol=0.05)
+    np.testing.assert_allclose(forecast["ets"][:, MEDIAN], series[-1], rtol=0.01)
+
+
+def test_arima_and_smoothing_spread_as_the_walk_that_they_were_fitted_to():
+    walk = np.exp(0.1 * np.random.default_rng(0).normal(size=400).cumsum() - 6)
+    for name, forecast in baselines.classical(walk, np.array([1, 4, 16]), 1e-9, 1.0).items():
+        low, high = np.log(forecast[:, [LEVELS.searchsorted(0.025), LEVELS.searchsorted(0.975)]]).T
+        np.testing.assert_allclose(high - low, 2 * 1.96 * 0.1 * np.sqrt([1, 4, 16]), rtol=0.35, err_msg=name)
