@@ -21,6 +21,8 @@ FLAT_PATHS = 200  # drawn for the spread of the flat median
 FIRST_CASES = 1e-4  # the share reported from which on the SIR model is fitted
 FITTED_NOISE = 0.1  # the log-deviation of reports that the fit assumes besides that of counting
 DAMPING, STEPS = 1e-2, 10  # of the fit
+BOUNDS = np.log([[0.01, 0.2, 0.01, 1e-9], [1, 20, 0.95, 0.9]])  # of reported share, R0, mu and the first share
+UNINFORMED = np.log([1, 2.4, 1 / 8]), np.array([0, 10.0, 10.0])  # all cases are reported, all rates are possible
 
 
 def log_share(share: np.ndarray, floor: float) -> np.ndarray:
@@ -114,16 +116,17 @@ def sir(
     origins: np.ndarray,
     ahead: np.ndarray,
     population: int,
-    known: Rates | None = None,
-    prior: tuple[np.ndarray, np.ndarray] | None = None,
+    known: tuple[Rates, np.ndarray] | None = None,
+    prior: tuple[np.ndarray, np.ndarray] = UNINFORMED,
 ) -> np.ndarray:
     """The daily SIR map fitted to all reports since the first cases, then continued.
 
-    Fitted are R0, the removal rate and the infectious share on the first day; with `known` rates of each epidemic, only
-    the last, which is the oracle. `prior` is the mean and deviation of (log R0, log mu), which the first cases alone
-    cannot tell. By damped least squares on logs (Levenberg 1944), for all epidemics and origins at once.
+    Fitted are R0, the removal rate and the infectious share on the first day; with `known` rates and reported shares
+    (n,) of each epidemic, only the last, which is the oracle. `prior` is the mean and deviation of (log reported share,
+    log R0, log mu), which the first cases alone cannot tell; the reported share is fitted where its deviation is not 0.
+    By damped least squares on logs (Levenberg 1944), for all epidemics and origins at once.
     """
-    shape = origins.shape
+    shape, (mean, spread) = origins.shape, prior
     first = np.minimum((reported >= FIRST_CASES).argmax(axis=1)[:, None], origins)
     length = (origins - first).ravel() + 1
     days = np.arange(length.max())
@@ -132,34 +135,33 @@ def sir(
     seen = log_share(seen, 1 / population)
     deviation = np.sqrt(FITTED_NOISE**2 + np.exp(-seen) / population)
     weight = (days < length[:, None]) / deviation
-    mean, spread = prior if prior is not None else (np.log([2.4, 1 / 8]), np.array([10.0, 10.0]))
     if known is None:
-        start, free = np.tile([*mean, 0.0], (len(length), 1)), 3
+        fixed, free = np.tile(mean, (len(length), 1)), 4 if spread[0] else 3
     else:
-        rates = np.log(np.stack([known.beta / known.mu, known.mu], axis=1)).repeat(shape[1], axis=0)
-        start, free = np.concatenate([rates, np.zeros((len(length), 1))], axis=1), 1
-    start[:, 2] = seen[:, 0]
+        rates, share = known
+        fixed, free = np.log(np.stack([share, rates.beta / rates.mu, rates.mu], axis=1)).repeat(shape[1], axis=0), 1
+    start = np.column_stack([fixed, seen[:, 0] - fixed[:, 0]])
 
     def residuals(theta: np.ndarray) -> np.ndarray:
-        misfit = weight * (_log_infectious(theta, len(days)) - seen)
-        return np.concatenate([misfit, (theta[:, :2] - mean) / spread], axis=1)
+        misfit = weight * (_log_reported(theta, len(days)) - seen)
+        return np.concatenate([misfit, (theta[:, :3] - mean) / np.maximum(spread, 1e-9)], axis=1)
 
     theta = _fit(residuals, start, free)
     total = int(length.max() + ahead.max())
-    course = np.exp(_log_infectious(theta, total))
+    course = np.exp(_log_reported(theta, total))
     return np.take_along_axis(course, length[:, None] - 1 + ahead, axis=1).reshape(*shape, len(ahead))
 
 
-def _log_infectious(theta: np.ndarray, days: int) -> np.ndarray:
-    """Log shares (n, days) of the daily map with rows (log R0, log mu, log of the first share)."""
-    r0, mu, infectious = np.exp(theta.T)
+def _log_reported(theta: np.ndarray, days: int) -> np.ndarray:
+    """Log shares (n, days) of the daily map with rows (log reported share, log R0, log mu, log of the first share)."""
+    share, r0, mu, infectious = np.exp(theta.T)
     beta, susceptible = r0 * mu, 1 - infectious
     course = np.empty((len(theta), days))
     for day in range(days):
         course[:, day] = infectious
         infections = np.minimum(beta * susceptible * infectious, susceptible)
         susceptible, infectious = susceptible - infections, infectious + infections - mu * infectious
-    return np.log(np.maximum(course, 1e-12))
+    return np.log(np.maximum(share[:, None] * course, 1e-12))
 
 
 def _fit(residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray, free: int) -> np.ndarray:
@@ -178,9 +180,7 @@ def _fit(residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray, free:
         step = np.linalg.solve(normal, jacobian.transpose(0, 2, 1) @ best[..., None])[..., 0]
         trial = theta.copy()
         trial[:, -free:] -= step.clip(-1, 1)
-        trial[:, 0] = trial[:, 0].clip(np.log(0.2), np.log(20))
-        trial[:, 1] = trial[:, 1].clip(np.log(0.01), np.log(0.95))
-        trial[:, 2] = trial[:, 2].clip(np.log(1e-9), np.log(0.9))
+        trial = trial.clip(*BOUNDS)
         found = residuals(trial)
         better = (found**2).sum(axis=1) < (best**2).sum(axis=1)
         theta, best = np.where(better[:, None], trial, theta), np.where(better[:, None], found, best)

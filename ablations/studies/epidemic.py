@@ -24,6 +24,7 @@ DRAWS = 6  # epidemics simulated for each one kept
 class EpidemicTask(ForecastTask):
     """Simulated epidemics, of random rates and each at a random time: SIR with deaths, reported with noise."""
 
+    per_model = ForecastTask.per_model | {"least_reported", "weekday", "process", "population"}
     ahead, around, longest_history = 7, 14, 28
     shown_origins: ClassVar[tuple[int, ...]] = (-14, -7, 0, 7)
     visible, most = 0.001, 1.0
@@ -39,6 +40,7 @@ class EpidemicTask(ForecastTask):
         self.rates, courses = simulate(self.settings, count, R0, generator)
         self._apart = np.random.default_rng([self.seed, 2])
         panel = self._observed(courses, generator)
+        self.reporting = panel.truth.max(axis=1) / courses.infectious.max(axis=1)
         self.courses = sird.Course(*(course[train + validation :] for course in courses))
         return panel[:train], panel[train : train + validation], panel[train + validation :]
 
@@ -53,17 +55,18 @@ class EpidemicTask(ForecastTask):
         return test.joined(self.train[len(test) :])[: len(self.train)]
 
     def references(self, panel: Panel, origins: np.ndarray) -> Forecasts:
-        """Extrapolations, the fitted SIR model, and the oracle that knows each epidemic's rates."""
+        """Extrapolations, the fitted SIR model, and the oracle that knows each epidemic's rates and reported share."""
         first = self.settings["train_epidemics"]
         learned = self.rates[:first]
-        drawn = np.log(np.stack([learned.beta / learned.mu, learned.mu], axis=1))
+        drawn = np.log(np.stack([self.reporting[:first], learned.beta / learned.mu, learned.mu], axis=1))
         first += 0 if panel is self.validation else self.settings["validation_epidemics"]
-        rates = self.rates[first : first + len(panel)]
+        rows = slice(first, first + len(panel))
         population, prior = self.settings["population"], (drawn.mean(axis=0), drawn.std(axis=0))
+        known = self.rates[rows], self.reporting[rows]
         return {
             **self.extrapolations(panel, origins),
             "sir_fit": sir(panel.reported, origins, self.future, population, prior=prior),
-            "oracle": sir(panel.reported, origins, self.future, population, known=rates),
+            "oracle": sir(panel.reported, origins, self.future, population, known=known),
         }
 
     def evaluate(self, predict: Predict) -> Results:
@@ -131,16 +134,13 @@ _SETTINGS = {
     "validation_epidemics": 100,
     "test_epidemics": 100,
     "origins_per_epidemic": 10,
-    "process": "map",
-    "population": 100_000,
-    "least_reported": 1.0,
-    "weekday": 0.0,
     "classical_forecasts": 10,
     "epochs": 12,
     "batch_size": 64,
     "learning_rate": 2e-2,
     "schedule": "one-cycle",
 }
+PEOPLE, TOWN = 100_000, 2_000
 MATTERS = 0.01  # of the peak height: a smaller difference would change nobody's plans
 _QUICK = {  # what fits into minutes; all else on demand, by name
     "cell": ("gru", "lstm", "rnn", "mlp"),
@@ -150,6 +150,9 @@ _QUICK = {  # what fits into minutes; all else on demand, by name
     "horizon": ("28",),
     "clip": ("1",),
     "keep_bias": ("chance",),
+    "process": ("map",),
+    "least_reported": ("1",),
+    "weekday": ("0",),
 }
 
 
@@ -379,6 +382,73 @@ STUDY = Study(
             ),
         ),
         Factor(
+            "process",
+            "process that spreads the epidemic",
+            (
+                Level("map", {"process": "map", "population": PEOPLE}),
+                Level(
+                    "ode",
+                    {"process": "ode", "population": PEOPLE},
+                    Hypothesis(
+                        trying="the differential equation in place of its daily steps",
+                        because="it peaks a few days elsewhere, but rises and falls in the same way",
+                        expects="equal",
+                        margin=MATTERS,
+                    ),
+                ),
+                Level(
+                    "chain",
+                    {"process": "chain", "population": PEOPLE},
+                    Hypothesis(
+                        trying="infections and removals by chance, day by day",
+                        because="among a hundred thousand people chance evens out before the peak is near",
+                        expects="equal",
+                        margin=MATTERS,
+                    ),
+                ),
+                Level(
+                    "gillespie",
+                    {"process": "gillespie", "population": TOWN},
+                    Hypothesis(
+                        trying="each infection by chance at a time of its own, in a town of 2,000",
+                        because="so few cases rise and fall by chance as much as by the epidemic's rates",
+                        expects="worse",
+                        margin=MATTERS,
+                    ),
+                ),
+            ),
+        ),
+        Factor(
+            "least_reported",
+            "least share of cases reported",
+            (
+                Level("1", {"least_reported": 1.0}),
+                _level(
+                    "0.2",
+                    "least_reported",
+                    0.2,
+                    "reports of an unknown share of cases, a fifth to all, another in each epidemic",
+                    "the level of the reports then no longer tells how many are left to infect",
+                    "worse",
+                ),
+            ),
+        ),
+        Factor(
+            "weekday",
+            "weekday effect on reports",
+            (
+                Level("0", {"weekday": 0.0}),
+                _level(
+                    "0.3",
+                    "weekday",
+                    0.3,
+                    "reports that are 30 % low on two days of the week and as much too high on the next two",
+                    "two weeks show the pattern twice, but it hides part of the trend",
+                    "worse",
+                ),
+            ),
+        ),
+        Factor(
             "observed",
             "what is observed",
             (
@@ -482,6 +552,7 @@ STUDY = Study(
             | {"train_epidemics": 4000, "validation_epidemics": 500, "test_epidemics": 1000}
             | {"epochs": 40, "batch_size": 256, "classical_forecasts": 290},
             seeds=30,
+            levels={"process": ("map", "ode", "chain")},  # event by event, so many epidemics take hours
         ),
     },
     task=EpidemicTask,

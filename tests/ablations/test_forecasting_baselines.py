@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from ablations.data import sird
 from ablations.data.series import BOARDING_SCHOOL, BOARDING_SCHOOL_BOYS
@@ -50,7 +51,7 @@ def test_windows_hold_the_values_at_origin_plus_offset():
 def test_the_sir_fit_recovers_an_epidemic_of_its_own_equations(known):
     rates, course = wave()
     origins = course.argmax() + np.array([[-10, 0, 10]])
-    forecast = baselines.sir(course, origins, AHEAD, 10**9, rates if known else None)
+    forecast = baselines.sir(course, origins, AHEAD, 10**9, (rates, np.ones(1)) if known else None)
     came = baselines.windows(course, origins, AHEAD)
     assert np.abs(forecast - came).max() / course.max() < 0.02
 
@@ -66,14 +67,40 @@ def test_the_oracle_beats_the_sir_fit_and_the_fit_beats_extrapolation_on_noisy_r
     def error(forecast):
         return (np.abs(forecast - came) / height)[:, :, 6].mean()
 
-    oracle = error(baselines.sir(reported, origins, AHEAD, 100_000, rates))
+    oracle = error(baselines.sir(reported, origins, AHEAD, 100_000, (rates, np.ones(20))))
     fit = error(baselines.sir(reported, origins, AHEAD, 100_000))
     quadratic = error(baselines.extrapolate(reported, origins, 2, 14, AHEAD, 1e-5, 1.0))
     assert oracle < 0.02 < fit < quadratic
 
 
-def test_the_sir_fit_of_the_boarding_school_has_its_published_rates():
-    """An ODE fit gives an R0 near 3.7 and about 2.2 days in bed; the forecast from day 8 on must follow the decline."""
+def test_where_few_cases_are_reported_the_oracle_knows_it_and_the_fit_learns_it():
+    rates, course = wave()
+    origins = course.argmax() + np.array([[0, 10]])
+    came = baselines.windows(0.3 * course, origins, AHEAD)
+
+    def error(**options):
+        return np.abs(baselines.sir(0.3 * course, origins, AHEAD, 10**9, **options) - came).max() / came.max()
+
+    assert error(known=(rates, np.array([0.3]))) < 0.01
+    assert error(prior=(np.log([0.5, 2.4, 1 / 8]), np.array([0.5, 0.3, 0.4]))) < error() / 3
+
+
+def test_the_ode_fitted_to_the_boarding_school_has_its_published_rates():
+    """From one boy the day before the first count, Murray (Mathematical Biology, 1989) found r = 0.00218 per boy and
+    day and a = 0.440 per day, which is an R0 of 3.8 and 2.3 days in bed."""
+    counts = np.array(BOARDING_SCHOOL)
+
+    def misfit(logarithms):
+        beta, mu = np.exp(logarithms)
+        rates = sird.Rates(*(np.array([value]) for value in (beta, mu, 1.0, 1 / BOARDING_SCHOOL_BOYS)))
+        return BOARDING_SCHOOL_BOYS * sird.ode(rates, 15).infectious[0, 1:] - counts
+
+    beta, mu = np.exp(least_squares(misfit, np.log([1.0, 0.3])).x)
+    assert beta / BOARDING_SCHOOL_BOYS == pytest.approx(0.00218, rel=0.02)
+    assert mu == pytest.approx(0.440, rel=0.02)
+
+
+def test_the_sir_fit_foresees_the_decline_in_the_boarding_school():
     course = np.array([BOARDING_SCHOOL]) / BOARDING_SCHOOL_BOYS
     origins, ahead = np.array([[8]]), np.arange(1, 6)
     forecast = baselines.sir(course, origins, ahead, BOARDING_SCHOOL_BOYS)[0, 0]
