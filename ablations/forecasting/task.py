@@ -311,7 +311,7 @@ class ForecastTask:
             classical(self.test.reported[row, : origins[row, column] + 1], self.future, self.floor, self.most)
             for row, column in zip(*taken, strict=True)
         ]
-        responses = {}
+        responses: dict[str, float] = {}
         for name in forecasts[0] if forecasts else ():
             quantiles = np.stack([forecast[name] for forecast in forecasts]) / height[..., None]
             measured, _ = interval_scores(quantiles, came)
