@@ -14,10 +14,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -26,7 +29,9 @@ from ablations.data import sird
 from ablations.data.files import Published
 from ablations.design import DataError
 
-LARGEST_FILE = 200_000_000  # bytes
+MOST_ROWS = 20_000_000  # of a file, which is read so many at a time:
+ROWS_AT_ONCE = 100_000
+LONGEST_HEADER = 100_000  # characters
 LONGEST_GAP = 2  # missing steps in a row that are filled by interpolation
 FEWEST_SEASONS = 4  # two to learn from, one to decide by, one to test on
 BOARDING_SCHOOL = (3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4)  # from 22 January 1978
@@ -135,54 +140,89 @@ def _simulated(years: int = 13, regions: int = 4, population: int = 100_000) -> 
 @cache
 def _parsed(name: str, content: str, date: str, value: str, group: str) -> Surveillance:
     if name == "grippeweb":
-        source: Path | io.BytesIO = io.BytesIO(GRIPPEWEB.read("GrippeWeb_Daten_des_Wochenberichts.tsv"))
+        source: IO[bytes] = io.BytesIO(GRIPPEWEB.read("GrippeWeb_Daten_des_Wochenberichts.tsv"))
     else:
-        source = _checked_path(name)
-    table = _read(source, name)
+        source = _checked_path(name).open("rb")
+    with source:
+        parts = [_numbers(_long(rows, name, date, value, group), name) for rows in _read(source, name)]
+    return _regular(pd.concat(parts), name)
+
+
+def _long(table: pd.DataFrame, name: str, date: str, value: str, group: str) -> pd.DataFrame:
+    """Rows (date, value as it is written, group) of a table by the names of its columns, or by its known layout."""
     if date or value:
-        long = _of_columns(table, name, date, value, group)
-    elif set(GRIPPEWEB_COLUMNS) <= set(table):
-        long = _of_grippeweb(table)
-    elif ILINET_VALUE in table and "DATE" in table:
-        long = _of_columns(table, name, "DATE", ILINET_VALUE, group)
-    elif set(FLUVIEW_COLUMNS) <= set(table):
-        long = _of_fluview(table, name)
-    else:
-        raise DataError(
-            f"{name} has neither the layout of GrippeWeb nor that of ILINet; name its columns with --date and --value, "
-            f"and --group if it has several series. It has {', '.join(map(str, table))}"
-        )
-    return _regular(long, name)
+        return _of_columns(table, name, date, value, group)
+    if set(GRIPPEWEB_COLUMNS) <= set(table):
+        return _of_grippeweb(table)
+    if ILINET_VALUE in table and "DATE" in table:
+        return _of_columns(table, name, "DATE", ILINET_VALUE, group)
+    if set(FLUVIEW_COLUMNS) <= set(table):
+        return _of_fluview(table, name)
+    raise DataError(
+        f"{name} has neither the layout of GrippeWeb nor that of ILINet; name its columns with --date and --value, "
+        f"and --group if it has several series. It has {', '.join(map(str, table))}"
+    )
 
 
 def _checked_path(name: str) -> Path:
     path = Path(name)
     if not path.is_file():
         raise DataError(f"{name!r} names no data; allowed are {', '.join(NAMES)} and the path of a CSV file (--data)")
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise DataError(
-            f"{name} has {size:,} bytes; at most {LARGEST_FILE:,} are read. Keep the columns and groups that are needed"
-        )
     return path
 
 
 @cache
 def _hash_of(path: Path, modified: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _read(source: Path | io.BytesIO, name: str) -> pd.DataFrame:
-    """The table, whatever of comma, semicolon and tab separates it; FluView writes a title above the header."""
+def _read(source: IO[bytes], name: str) -> Iterator[pd.DataFrame]:
+    """The table in parts, so that only one part's text is ever in memory; whatever of comma, semicolon and tab
+    separates its columns. FluView writes a title above the header."""
+    rows = 0
     try:
-        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        text = content.decode("utf-8-sig")
-        if text.startswith("PERCENTAGE OF VISITS"):
-            text = text.partition("\n")[2]
-        header = text.partition("\n")[0]
+        lines = io.TextIOWrapper(source, "utf-8-sig", newline="")
+        header, titles = lines.readline(LONGEST_HEADER), 0
+        if header.startswith("PERCENTAGE OF VISITS"):
+            header, titles = lines.readline(LONGEST_HEADER), 1
+        if len(header) == LONGEST_HEADER:
+            raise ValueError(f"its first line has {LONGEST_HEADER:,} characters or more")
+        lines.seek(0)
         separator = max(",;\t", key=header.count)
-        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        for part in pd.read_csv(
+            lines, sep=separator, skiprows=titles, dtype=str, keep_default_na=False, chunksize=ROWS_AT_ONCE
+        ):
+            if not isinstance(part.index, pd.RangeIndex):
+                raise ValueError(f"its rows have more columns than its header, {header.strip()!r}")
+            if (rows := rows + len(part)) > MOST_ROWS:
+                raise DataError(
+                    f"{name} has more than {MOST_ROWS:,} rows, which no series by date and group needs; keep those of "
+                    "the dates and groups that are needed"
+                )
+            yield part
     except (UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{name} cannot be read as CSV ({error}); save it as UTF-8 with a header line") from error
+
+
+def _numbers(long: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The same rows with values as numbers, NaN where one is missing, and one copy of each group's name."""
+    missing = long["value"].str.strip().isin(["", "NA", "NaN", "nan", "X"])
+    numbers = pd.to_numeric(long["value"].where(~missing), errors="coerce")
+    for what, wrong in (
+        ("no number, whose decimals follow a point", numbers.isna() & ~missing),
+        ("negative or infinite", ~numbers.between(0, 1e300) & ~missing),
+    ):
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DataError(
+                f"{name}, data row {long.index[row] + 1} ({long['date'].iloc[row]:%Y-%m-%d}, "
+                f"{long['group'].iloc[row]}): the value {long['value'].iloc[row]!r} is {what}; counts and rates are 0 "
+                f"or more. {int(wrong.sum())} such rows among {len(long):,}"
+            )
+    return long.assign(value=numbers, group=long["group"].map(sys.intern))
 
 
 def _of_columns(table: pd.DataFrame, name: str, date: str, value: str, group: str) -> pd.DataFrame:
@@ -220,7 +260,8 @@ def _dates(column: pd.Series, name: str) -> pd.Series:
     dates = pd.to_datetime(text, format=form, errors="coerce")
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
-        raise DataError(f"{name}, data row {row + 1}: {column.iloc[row]!r} is no date; allowed: 2020-12-31 or 2020-W53")
+        where = f"{name}, data row {column.index[row] + 1}"
+        raise DataError(f"{where}: {column.iloc[row]!r} is no date; allowed: 2020-12-31 or 2020-W53")
     return dates
 
 
@@ -228,17 +269,6 @@ def _regular(long: pd.DataFrame, name: str) -> Surveillance:
     """The table (date, value, group) as even series, with what was repaired."""
     if long.empty:
         raise DataError(f"{name} holds no rows of data; a header and one row per date are needed")
-    missing = long["value"].str.strip().isin(["", "NA", "NaN", "nan", "X"])
-    numbers = pd.to_numeric(long["value"].where(~missing), errors="coerce")
-    for what, wrong in (("no number", numbers.isna() & ~missing), ("negative or infinite", ~numbers.between(0, 1e300))):
-        wrong &= ~missing
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(
-                f"{name}, data row {row + 1} ({long['date'].iloc[row]:%Y-%m-%d}, {long['group'].iloc[row]}): the value "
-                f"{long['value'].iloc[row]!r} is {what}; counts and rates are 0 or more. {int(wrong.sum())} such rows"
-            )
-    long = long.assign(value=numbers)
     twice = long[long.duplicated(["group", "date"])]
     if len(twice):
         raise DataError(

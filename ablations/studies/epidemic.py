@@ -137,8 +137,8 @@ _SETTINGS = {
     "classical_forecasts": 10,
     "epochs": 12,
     "batch_size": 64,
-    "learning_rate": 2e-2,
-    "schedule": "one-cycle",
+    "learning_rate": 4e-2,  # and the schedule: by the validation loss of seeds 100 to 107, which no preset runs
+    "schedule": "cosine",
 }
 PEOPLE, TOWN = 100_000, 2_000
 MATTERS = 0.01  # of the peak height: a smaller difference would change nobody's plans

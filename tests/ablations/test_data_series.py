@@ -1,5 +1,7 @@
 """Claims on surveillance data: layouts are read, seasons are whole, bad files are refused, repairs are told."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,10 @@ def with_value(value, rows=slice(3, 4)):
         (weekly().drop(index=range(30, 40)), "lacks more than 2 values in a row around 2011-05-16"),
         (pd.concat([weekly(), weekly().iloc[7:9]]), r"2 dates twice, the first 2010-11-22 .* --group"),
         (weekly().assign(cases=0), "all values of cases are 0"),
+        (
+            weekly().astype({"cases": object}).assign(cases="1,5"),
+            "the value '1,5' is no number, whose decimals follow a",
+        ),
         (weekly().assign(day="30.12.2020"), r"data row 1: '30.12.2020' is no date; allowed: 2020-12-31 or 2020-W53"),
         (weekly().rename(columns={"cases": "case"}), r"no column 'cases' .*Did you mean 'case'. It has day, case"),
         (weekly().iloc[::4], "a row every 28 days; allowed are daily and weekly"),
@@ -184,11 +190,43 @@ def test_unknown_layouts_and_names_say_what_is_allowed(tmp_path):
         series.load(str(tmp_path / "image.csv"), "day", "cases")
 
 
-def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+def test_a_file_of_many_rows_is_read_in_parts_and_as_if_it_were_one(tmp_path, monkeypatch):
+    north, south = weekly().assign(place="north"), weekly().assign(place="south")
+    table = pd.concat([south, north]).sample(frac=1, random_state=0)
+    whole = read(tmp_path, table)
+    series._parsed.cache_clear()
+    monkeypatch.setattr(series, "ROWS_AT_ONCE", 100)
+    np.testing.assert_array_equal(read(tmp_path, table).values, whole.values)
+    series._parsed.cache_clear()
+    table.iloc[333, 1] = -1
+    with pytest.raises(DataError, match=r"data row 334 .* 1 such rows among 100"):
+        read(tmp_path, table)
+    monkeypatch.setattr(series, "MOST_ROWS", 200)
+    with pytest.raises(DataError, match="has more than 200 rows"):
+        read(tmp_path, weekly().assign(place="north"))
+
+
+@pytest.mark.slow
+def test_reading_a_large_file_takes_a_fraction_of_its_size_in_memory(tmp_path):
+    table = pd.concat([weekly(30, "1990-01-01").assign(place=f"place {i}", note="x" * 400) for i in range(400)])
+    path, size = tmp_path / "large.csv", 0
+    table.to_csv(path, index=False)
+    code = (
+        "import resource, sys\nfrom ablations.data import series\n"
+        "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "assert series.load(sys.argv[1], 'day', 'cases', 'place').values.shape == (400, 1560)\nprint(peak() - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    size = path.stat().st_size
+    assert size > 250_000_000
+    assert int(ran.stdout) < 0.75 * size
+
+
+def test_a_file_without_lines_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "huge.csv", "wb") as file:
         file.truncate(2_000_000_000)
-    with pytest.raises(DataError, match="2,000,000,000 bytes; at most 200,000,000"):
-        series.load(str(tmp_path / "huge.csv"), "day", "cases")
+    with pytest.raises(DataError, match="first line has 100,000 characters or more"):
+        series._parsed.__wrapped__(str(tmp_path / "huge.csv"), "", "day", "cases", "")
 
 
 def test_the_content_hash_changes_with_the_content_alone(tmp_path):
