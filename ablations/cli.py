@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 from rich.table import Table
 
-from ablations import studies
+from ablations import devices, studies
 from ablations.callbacks import TRACKERS, track
 from ablations.design import DesignError
 from ablations.extras import ExtraError, require
@@ -98,9 +98,8 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def _do(plans: Sequence[Plan], arguments: argparse.Namespace) -> int:
     """Do what the plans have to do, then time what is done."""
-    from ablations.training import device
-
-    device()  # or say now why it cannot be had
+    if arguments.engine == "local":
+        devices.device()  # or say now why it cannot be had
     start = time.monotonic()
     records, console = Records(arguments.runs), _console()
     arguments.trackers = [] if arguments.dry_run else list(map(track, dict.fromkeys(arguments.log)))
@@ -223,13 +222,14 @@ def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Rec
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
+    on_gpu = devices.name() == "cuda"
     if arguments.engine == "ray":
         from ablations.engines.ray import Ray
 
-        return Ray(arguments.address)
+        return Ray(arguments.address, on_gpu)
     from ablations.engines.local import Local
 
-    return Local(arguments.workers)
+    return Local(arguments.workers, on_gpu)
 
 
 def _time_steps(plans: Sequence[Plan], records: Records, console: Console) -> None:

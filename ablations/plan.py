@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+from ablations import devices
 from ablations.design import (
     Condition,
     DataError,
@@ -22,6 +24,8 @@ from ablations.design import (
     one_factor_at_a_time,
     preset_levels,
 )
+from ablations.devices import MEMORY_SHARE
+from ablations.processes import Apart, Died
 from ablations.records import Configuration, Records, Status
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
 
 ENSEMBLE_LIMIT = 32  # runs trained together at most, even where memory allows more: a crash costs no more than these
 MEASURED_TOGETHER = 8  # runs at most: enough to cost about as much each as in a full ensemble
-MEMORY_SHARE = 0.8  # of the memory that is free, for all workers together
 # Settings that training keeps apart for each model, whatever the task.
 PER_MODEL = frozenset({"learning_rate", "rate_scale", "clip"})
 
@@ -47,6 +50,7 @@ class Job:
     task: type[Task]
     configurations: tuple[Configuration, ...]
     seconds: float | None = None  # expected
+    bytes: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,18 @@ class Plan:
     def measured(self, workers: int) -> Plan:
         """The same plan with costs, each measured on a few steps of an ensemble of the condition.
 
-        Jobs that would not fit into memory beside those of the other workers are divided.
+        They are taken in a process of their own, so that one that dies costs its estimate only, which is said. Jobs
+        that would not fit into memory beside those of the other workers, or into a GPU alone, are divided.
         """
-        import psutil
-
-        from ablations.timing import estimate_cost
-
         costs: dict[Condition, Cost | None] = {}
-        for condition, runs in self.runs.items():
-            sample = (self.to_do[condition] or runs[:1])[:MEASURED_TOGETHER]
-            try:
-                costs[condition] = estimate_cost(sample, self.study.task)
-            except DataError:
-                raise
-            except Exception:  # noqa: BLE001 -- the run itself will record what a study raises
-                costs[condition] = None
-        share = MEMORY_SHARE * psutil.virtual_memory().available / workers
+        with Apart() as process:
+            for condition, runs in self.runs.items():
+                sample = (self.to_do[condition] or runs[:1])[:MEASURED_TOGETHER]
+                costs[condition] = _measure(sample, self.study, label(self.study, condition), process)
+        if not any(costs.values()):
+            return replace(self, costs=costs)
+        memory = devices.memory()
+        share = MEMORY_SHARE * (memory.total - memory.used) / (1 if devices.name() == "cuda" else workers)
         by_run = {run.key: costs[condition] for condition, runs in self.to_do.items() for run in runs}
         jobs = tuple(_priced(part, by_run) for job in self.jobs for part in _fitting(job, by_run, share))
         return replace(self, costs=costs, jobs=jobs)
@@ -196,6 +196,26 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def _measure(sample: tuple[Configuration, ...], study: Study, name: str, process: Apart) -> Cost | None:
+    """What a run of the sample costs, or of its first run alone if all do not fit into memory."""
+    from ablations.timing import estimate_cost
+
+    try:
+        return process.call(estimate_cost, sample, study.task)
+    except DataError:
+        raise
+    except (Died, MemoryError) as error:
+        if len(sample) > 1:
+            return _measure(sample[:1], study, name, process)
+        why = f"the process {error}" if isinstance(error, Died) else "memory ran out"
+    except Exception as error:  # noqa: BLE001 -- the run itself will record what a study raises
+        why = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"{study.name} {name} is planned without an estimate, for its trial steps failed: {why}", stacklevel=2
+    )
+    return None
+
+
 def _conditions(
     study: Study, preset: str, words: Sequence[str], records: Records, design: Design, strongest: int
 ) -> list[Condition]:
@@ -285,4 +305,5 @@ def _priced(job: Job, costs: Mapping[str, Cost | None]) -> Job:
     found = [costs[run.key] for run in job.configurations]
     if any(cost is None for cost in found):
         return job
-    return replace(job, seconds=sum(cost.seconds_per_run for cost in found if cost))
+    seconds, size = (sum(getattr(cost, what) for cost in found) for what in ("seconds_per_run", "bytes_per_run"))
+    return replace(job, seconds=seconds, bytes=size)

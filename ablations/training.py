@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 import platform
 import subprocess
 import time
@@ -26,7 +25,8 @@ from torch.utils._pytree import tree_map
 
 import recurve
 from ablations.complexity import Complexity, complexity
-from ablations.design import DesignError, Task
+from ablations.design import Task
+from ablations.devices import device
 from ablations.graphs import Replayed, Work
 from ablations.models import Dropout
 from ablations.optimizers import Average, beside, optimizer, schedule
@@ -49,21 +49,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def device() -> torch.device:
-    """Where ensembles train and predict: the CPU, or what ABLATE_DEVICE names.
-
-    Raises `DesignError` for an unknown device, or a GPU that torch cannot use.
-    """
-    name = os.environ.get("ABLATE_DEVICE", "cpu")
-    if name not in ("cpu", "cuda"):
-        raise DesignError(f"ABLATE_DEVICE={name} is unknown; allowed: cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DesignError(
-            f"ABLATE_DEVICE=cuda: torch {torch.__version__} can use no GPU here; leave it out for the CPU"
-        )
-    return torch.device(name)
 
 
 class Ensemble:

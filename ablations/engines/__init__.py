@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ablations.devices import MEMORY_SHARE, Memory
 from ablations.plan import Job
 from ablations.records import FINISHED, PROBE_SECONDS, Configuration, Records, Result
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ablations.training import Outcome, Row
 
 
+GPU_PARTS = 10_000  # into which Ray divides a GPU
 PATIENCE = 60.0  # seconds for a process that is ending to let go of its runs
 
 
@@ -27,6 +29,7 @@ class Epoch:
     epoch: int
     epochs: int
     rows: Mapping[str, Row]  # of the learning curves, by key; runs that diverged have none
+    memory: Memory | None = None  # of the device that trains them, at the epoch's end
 
     @property
     def validation_loss(self) -> float:
@@ -100,6 +103,33 @@ class Ledger:
         known.update(outcomes)
         keys = [run.key for run in self._jobs[job].configurations]
         return [Ended(job, tuple(known[key] for key in keys))] if len(known) == len(keys) else []
+
+
+class Sharing:
+    """How many jobs a GPU's memory serves at once, measured on the first.
+
+    The job that is expected to need most comes first and has the GPU to itself until its first epoch has ended. What
+    the GPU has in use then, by whomever, is what each job is taken to need. Not yet run on a GPU.
+    """
+
+    def __init__(self, ledger: Ledger, jobs: Sequence[Job]) -> None:
+        self.fraction: float = 1.0
+        self.measures = True
+        largest = max(ledger.waiting, key=lambda part: jobs[part.job].bytes or 0, default=None)
+        if largest:
+            ledger.waiting.remove(largest)
+            ledger.waiting.appendleft(largest)
+
+    @property
+    def at_once(self) -> int:
+        return max(int(1 / self.fraction), 1)
+
+    def see(self, event: Event) -> None:
+        """Take the measure from the first epoch that ends."""
+        if self.measures and isinstance(event, Epoch) and event.epoch and event.memory:
+            needed = event.memory.used / (MEMORY_SHARE * event.memory.total)
+            self.fraction = min(math.ceil(needed * GPU_PARTS) / GPU_PARTS, 1.0)
+            self.measures = False
 
 
 def _record_death(run: Configuration, how: str, records: Records) -> None:

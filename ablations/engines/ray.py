@@ -1,4 +1,5 @@
-"""Runs jobs on a Ray cluster (extra `recurve[ray]`), one CPU each; what a lost node was doing is done elsewhere.
+"""Runs jobs on a Ray cluster (extra `recurve[ray]`), one CPU each and, where asked, a share of a GPU; what a lost node
+was doing is done elsewhere.
 
 All nodes need this package and the study's code, and must share the runs folder.
 """
@@ -11,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.design import Task
-from ablations.engines import PATIENCE, Ended, Epoch, Event, Ledger, Part
+from ablations import devices
+from ablations.design import DesignError, Task
+from ablations.engines import PATIENCE, Ended, Epoch, Event, Ledger, Part, Sharing
 from ablations.extras import require
 from ablations.plan import Job
 from ablations.records import Records, RecordsError
@@ -24,11 +26,14 @@ POLL_SECONDS = 0.2
 
 
 class Ray:
-    """The cluster at `address` ("auto" finds the one on this machine), by default a new one on this machine."""
+    """The cluster at `address` ("auto" finds the one on this machine), by default a new one on this machine.
 
-    def __init__(self, address: str | None = None) -> None:
+    On GPUs, the first job has one to itself, and the others as much of one as the memory that it took.
+    """
+
+    def __init__(self, address: str | None = None, on_gpu: bool = False) -> None:
         require("ray", "ray")
-        self.address = address
+        self.address, self.on_gpu = address, on_gpu
 
     def run(self, jobs: Sequence[Job], records: Records) -> Generator[Event, None, None]:
         import ray
@@ -39,19 +44,27 @@ class Ray:
         connect = not ray.is_initialized()
         if connect:
             ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING)
+        if self.on_gpu and not ray.cluster_resources().get("GPU"):
+            raise DesignError("ABLATE_DEVICE=cuda: no node of the cluster has a GPU; leave it out for the CPU")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         epochs = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        train_there = ray.remote(num_cpus=1, max_retries=0)(_train)
+        device = {"env_vars": {"ABLATE_DEVICE": "cuda"}} if self.on_gpu else None
+        train_there = ray.remote(num_cpus=1, max_retries=0, runtime_env=device)(_train)
         root = records.root.resolve()
         ledger = Ledger(jobs, records)
+        sharing = Sharing(ledger, jobs) if self.on_gpu else None
         running: dict[Any, Part] = {}
         try:
             while ledger.waiting or running:
-                while ledger.waiting:
+                while ledger.waiting and not (sharing and sharing.measures and running):
                     part = ledger.waiting.popleft()
-                    running[train_there.remote(part, jobs[part.job].task, root, epochs)] = part
+                    there = train_there.options(num_gpus=sharing.fraction) if sharing else train_there
+                    running[there.remote(part, jobs[part.job].task, root, epochs)] = part
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
-                yield from epochs.get_nowait_batch(epochs.qsize())
+                for event in epochs.get_nowait_batch(epochs.qsize()):
+                    if sharing:
+                        sharing.see(event)
+                    yield event
                 for reference in ready:
                     part = running.pop(reference)
                     try:
@@ -77,7 +90,7 @@ def _train(part: Part, task: type[Task], root: Path, epochs: Any) -> list[Outcom
     from ablations.training import train
 
     def report(epoch: int, of_epochs: int, rows: Mapping[str, Row]) -> None:
-        epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows))
+        epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows, devices.memory()))
 
     return train(part.configurations, task, Records(root), report, part.patience)
 

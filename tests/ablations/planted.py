@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ablations import studies
+from ablations import devices, studies, training
 from ablations.design import Factor, Hypothesis, Level, Preset, Response, Study
+from ablations.engines import Ended, Epoch
 from ablations.models import Dropout
 
 DEFAULTS = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "clip": 1.0, "width": 4, "jitter": 0.0, "rows": 70}
@@ -27,6 +28,9 @@ class PlantedTask:
             raise RuntimeError(f"planted failure of seed {seed}")
         if seed in settings.get("kill_for", ()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if "gpu_memory" in settings:
+            devices.memory = lambda: devices.Memory(*settings["gpu_memory"])
+            training.device = lambda: torch.device("cpu")
         self._hoard = torch.zeros(settings.get("hoard", 0), 2**20, dtype=torch.uint8)  # MiB
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn(settings["rows"] + 20, 3, generator=generator, dtype=torch.float64)
@@ -116,6 +120,18 @@ STUDY = Study(
     },
     task=PlantedTask,
 )
+
+
+def at_once(events):
+    """How many jobs of an engine were under way at once, at most, and how many until the first epoch had ended."""
+    under_way, counts, first = set(), [], None
+    for event in events:
+        (under_way.discard if isinstance(event, Ended) else under_way.add)(event.job)
+        counts.append(len(under_way))
+        if first is None and isinstance(event, Epoch) and event.epoch:
+            first = max(counts)
+    assert not under_way
+    return max(counts), first
 
 
 def install():

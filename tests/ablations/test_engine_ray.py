@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import planted
 import pytest
 
 from ablations import studies
+from ablations.design import DesignError
 from ablations.engines import Ended, Epoch
 from ablations.engines.local import Local
 from ablations.plan import longest_first, plan_study
@@ -23,23 +25,35 @@ SLOW = replace(planted.STUDY, presets={"quick": replace(planted.STUDY.presets["q
 
 
 @pytest.fixture
-def cluster(monkeypatch):
-    """Three nodes of one CPU on this machine, the first with the driver."""
+def start(monkeypatch):
+    """Starts a cluster on this machine, a node for each set of resources, the first with the driver."""
     from ray.cluster_utils import Cluster
 
     here = [str(Path(studies.__file__).parents[2]), str(Path(__file__).parent)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*here, *sys.path]))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.others = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with ExitStack() as stack:
+
+        def start(*nodes):
+            cluster = Cluster(initialize_head=True, head_node_args=nodes[0])
+            stack.callback(cluster.shutdown)
+            stack.callback(ray.shutdown)
+            cluster.others = [cluster.add_node(**resources) for resources in nodes[1:]]
+            cluster.wait_for_nodes()
+            return cluster
+
+        yield start
 
 
-def jobs(records, words=("width=eight", "jitter=on"), seeds=4):
-    records.declare(SLOW.declaration())
-    return longest_first([plan_study(SLOW, "quick", words, seeds, records, workers=6)])
+@pytest.fixture
+def cluster(start):
+    return start(*[{"num_cpus": 1}] * 3)
+
+
+def jobs(records, words=("width=eight", "jitter=on"), seeds=4, **settings):
+    preset = replace(SLOW.presets["quick"], settings=SETTINGS | settings)
+    study = replace(SLOW, presets={"quick": preset})
+    records.declare(study.declaration())
+    return longest_first([plan_study(study, "quick", words, seeds, records, workers=6)])
 
 
 def results(records):
@@ -87,3 +101,23 @@ def test_a_folder_that_the_nodes_do_not_share_is_said(cluster, tmp_path, monkeyp
     monkeypatch.setattr(Records, "status", lambda self, run: None)
     with pytest.raises(RecordsError, match="name a folder that all nodes share with --runs"):
         list(events)
+
+
+def test_jobs_share_a_gpu_in_the_fractions_that_the_first_takes_of_its_memory(start, tmp_path):
+    """No GPU takes part: Ray is told of one, and workers of its memory."""
+    from ablations.engines.ray import Ray
+
+    records, cluster = Records(tmp_path), start({"num_cpus": 4, "num_gpus": 1})
+    many = jobs(records, seeds=2, gpu_memory=(100, 39))
+    events = list(Ray(cluster.address, on_gpu=True).run(many, records))
+    assert len(many) == 6
+    assert planted.at_once(events) == (2, 1)
+    assert records.table().status.tolist() == ["done"] * 6
+
+
+def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(cluster, tmp_path):
+    from ablations.engines.ray import Ray
+
+    records = Records(tmp_path)
+    with pytest.raises(DesignError, match="ABLATE_DEVICE=cuda: no node of the cluster has a GPU"):
+        list(Ray(cluster.address, on_gpu=True).run(jobs(records), records))

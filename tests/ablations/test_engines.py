@@ -1,18 +1,25 @@
 """Claims on engines: a job that fails or dies touches no other, and repeating the command completes the table."""
 
+from dataclasses import replace
+
 import pandas as pd
 import planted
 import psutil
 import pytest
 
-from ablations.engines import Ended, Epoch
+from ablations.devices import Memory
+from ablations.engines import Ended, Epoch, Ledger, Sharing
 from ablations.engines.local import Local
 from ablations.plan import longest_first, plan_study
 from ablations.records import Records
 
 
+def planned(study, records, words, seeds, workers=4):
+    return longest_first([plan_study(study, "quick", words, seeds, records, workers)])
+
+
 def plan_jobs(records, words, seeds=2, workers=2):
-    return longest_first([plan_study(planted.STUDY, "quick", words, seeds, records, workers)])
+    return planned(planted.STUDY, records, words, seeds, workers)
 
 
 def run_all(records, words=("width=eight", "jitter=on"), workers=2, seeds=2):
@@ -96,6 +103,37 @@ def test_closing_an_engine_ends_its_processes_and_keeps_what_is_done(records):
     events.close()
     assert workers() == []
     assert records.table().trouble.tolist() == ["none", "none"]
+
+
+@pytest.mark.parametrize(("used", "fraction", "at_once"), [(20, 0.25, 4), (39, 0.4875, 2), (79, 0.9875, 1), (99, 1, 1)])
+def test_a_gpu_is_shared_by_the_memory_that_the_first_job_takes_of_it(used, fraction, at_once):
+    sharing = Sharing(Ledger([], Records("unused")), [])
+    sharing.see(Epoch(0, 0, 3, {}, Memory(100, 5)))  # at its start it has not trained yet
+    assert (sharing.fraction, sharing.at_once) == (1, 1)
+    for later in (used, 1):
+        sharing.see(Epoch(0, 1, 3, {}, Memory(100, later)))
+        assert (sharing.fraction, sharing.at_once) == (fraction, at_once)
+
+
+def test_the_job_that_needs_most_is_the_first_on_a_gpu_and_alone_until_its_memory_is_measured(records):
+    """No GPU takes part: what workers are told of its memory is planted."""
+    settings = planted.DEFAULTS | {"gpu_memory": (100, 39), "pause": 0.5}
+    study = replace(planted.STUDY, presets={"quick": replace(planted.STUDY.presets["quick"], settings=settings)})
+    jobs = planned(study, records, ["width=eight", "trouble=fails_evaluation,spoiled"], 1)
+    jobs = [replace(job, bytes=100 if "spoiled" in job.label else 1) for job in jobs]
+    events = list(Local(3, on_gpu=True).run(jobs, records))
+    assert "spoiled" in jobs[events[0].job].label
+    assert planted.at_once(events) == (2, 1)
+    assert len(records.table()) == len(jobs) == 4
+
+
+def test_jobs_on_a_gpu_go_on_one_by_one_when_the_first_never_ends_an_epoch(records):
+    jobs = planned(planted.STUDY, records, ["trouble=raises"], 2)
+    jobs = [replace(job, bytes=len(job.label) * job.configurations[0].seed) for job in jobs]
+    events = list(Local(3, on_gpu=True).run(jobs, records))
+    assert events[0] == Ended(events[0].job, ("failed",))
+    assert planted.at_once(events[1:])[1] == 1
+    assert len(records.table()) == 4
 
 
 def test_every_epoch_of_every_job_is_reported(uninterrupted):

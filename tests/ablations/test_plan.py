@@ -2,16 +2,16 @@
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import planted
 import pytest
 from planted import STUDY, level
 
+from ablations import devices, processes
 from ablations.design import DesignError, Factor, Level
+from ablations.devices import MEMORY_SHARE, Memory
 from ablations.plan import (
     ENSEMBLE_LIMIT,
-    MEMORY_SHARE,
     duration,
     label,
     longest_first,
@@ -21,6 +21,7 @@ from ablations.plan import (
     wall_seconds,
 )
 from ablations.records import Records, Result
+from ablations.timing import Cost
 
 STUDY_WITH_SLOW = replace(
     STUDY, presets={"quick": replace(STUDY.presets["quick"], levels={"trouble": ("none", "slow")})}
@@ -74,14 +75,14 @@ def test_runs_whose_shapes_agree_train_together_across_conditions(records):
     assert together.label == "baseline and 1 of its shape"
 
 
-def test_memory_decides_how_many_train_at_once(records, monkeypatch):
+@pytest.mark.parametrize(("device", "workers", "most"), [("cpu", 1, 8), ("cpu", 2, 4), ("cuda", 2, 8)])
+def test_memory_decides_how_many_train_at_once(records, monkeypatch, device, workers, most):
+    """On a GPU an ensemble may fill it: how many share it is measured on the first."""
     plan = plan_study(STUDY, "smoke", [], 16, records, workers=1)
-    assert sizes(plan) == [16, 16, 16] or sizes(plan) == [32, 16]
-    bytes_per_run = plan.measured(1).costs[STUDY.baseline].bytes_per_run
-    free = SimpleNamespace(available=int(4.5 * bytes_per_run / MEMORY_SHARE))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    assert all(size <= 4 for size in sizes(plan.measured(1)))
-    assert all(size <= 2 for size in sizes(plan.measured(2)))
+    monkeypatch.setattr(processes.Apart, "call", lambda *arguments: Cost(5, 1000, 0.5))
+    monkeypatch.setattr(devices, "memory", lambda: Memory(int(8500 / MEMORY_SHARE) + 10**6, 10**6))
+    monkeypatch.setattr(devices, "name", lambda: device)
+    assert max(sizes(plan.measured(workers))) == most
 
 
 def save_done(records, words, errors, seeds=2):
@@ -133,10 +134,35 @@ def test_a_measured_plan_prices_every_job(records):
 
 
 def test_a_condition_that_cannot_be_measured_is_still_planned(records):
-    plan = plan_study(STUDY, "smoke", ["trouble=raises"], 2, records, workers=1).measured(1)
+    with pytest.warns(UserWarning, match="trouble=raises is planned without .* planted failure of seed 1"):
+        plan = plan_study(STUDY, "smoke", ["trouble=raises"], 2, records, workers=1).measured(1)
     costs = {label(STUDY, condition): cost for condition, cost in plan.costs.items()}
     assert costs["trouble=raises"] is None
     assert sizes(plan) == [2, 2]
+
+
+def test_trial_steps_that_kill_their_process_cost_only_their_own_estimate(records):
+    deadly = Level("deadly", {"kill_for": [0]}, planted.hypothesis())
+    trouble = STUDY.factors[-1]
+    study = replace(STUDY, factors=(*STUDY.factors[:-1], replace(trouble, levels=(*trouble.levels, deadly))))
+    words = ["trouble=kills,deadly", "width=eight"]
+    with pytest.warns(UserWarning, match="trouble=deadly is planned .*SIGKILL, .* when memory runs out") as warned:
+        plan = plan_study(study, "smoke", words, 2, records, workers=1).measured(1)
+    assert len(warned) == 1
+    costs = {label(study, condition): cost for condition, cost in plan.costs.items()}
+    assert [name for name, cost in costs.items() if cost is None] == ["trouble=deadly"]
+    assert costs["trouble=kills"].parameters == costs["baseline"].parameters  # by its first run, which is harmless
+
+
+def test_an_ensemble_that_memory_does_not_serve_is_priced_by_one_run(records, monkeypatch):
+    def little_memory(sample, task):
+        if len(sample) > 1:
+            raise MemoryError
+        return Cost(5, 1000, 0.5)
+
+    monkeypatch.setattr(processes.Apart, "call", lambda self, function, *arguments: little_memory(*arguments))
+    plan = plan_study(STUDY, "smoke", [], 2, records, workers=1).measured(1)
+    assert {cost.seconds_per_run for cost in plan.costs.values()} == {0.5}
 
 
 def test_ten_thousand_runs_are_planned_in_two_seconds(records):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import PlantedTask
 
-from ablations import studies, training
+from ablations import devices, studies
 from ablations.design import DesignError
 from ablations.plan import plan_study
 from ablations.records import Configuration, Records
@@ -61,14 +61,14 @@ def test_models_of_every_study_learn_in_an_ensemble_as_they_do_alone(name, tmp_p
 
 
 def test_a_device_that_cannot_be_had_is_refused_by_name(monkeypatch):
-    assert training.device() == torch.device("cpu")
+    assert devices.device() == torch.device("cpu")
     monkeypatch.setenv("ABLATE_DEVICE", "tpu")
     with pytest.raises(DesignError, match="ABLATE_DEVICE=tpu is unknown; allowed: cpu, cuda"):
-        training.device()
+        devices.device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("ABLATE_DEVICE", "cuda")
     with pytest.raises(DesignError, match="can use no GPU here; leave it out for the CPU"):
-        training.device()
+        devices.device()
 
 
 def test_an_ensemble_equals_a_plain_training_loop():

@@ -1,0 +1,94 @@
+"""Processes of this machine that work for this one: how one dies is an answer, and takes nothing else with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+
+@dataclass
+class Worker:
+    process: ForkServerProcess
+    connection: Connection  # its own: a queue shared by all would not survive the death of one
+
+
+class Died(RuntimeError):
+    """A process has ended before its answer; the message goes on from "it"."""
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Worker:
+    """A process that runs `target(connection, *arguments)` and has torch loaded."""
+    context = multiprocessing.get_context("forkserver")  # which loads torch once, for all workers
+    context.set_forkserver_preload(["torch", "torch._dynamo", "pandas"])  # the latter two are needed late
+    connection, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    # Ctrl-C reaches every process of the terminal. Workers inherit that it is ignored; this process stops them.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    theirs.close()  # so that the worker's death ends the stream
+    return Worker(process, connection)
+
+
+def stop(processes: Sequence[ForkServerProcess]) -> None:
+    """End processes at any moment: records appear whole or not at all."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(timeout=2)
+        process.kill()
+        process.join()
+
+
+def how_it_ended(process: ForkServerProcess) -> str:
+    process.join()
+    code = process.exitcode or 0
+    if code == -signal.SIGKILL:
+        return "was ended by SIGKILL, which is how Linux ends processes when memory runs out"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class Apart:
+    """A context in which functions are called in a process of their own, the same one as long as it lives."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker:
+            stop([self._worker.process])
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns or raises. Raises `Died` if its process has ended instead."""
+        self._worker = self._worker or start(_answer)
+        try:
+            self._worker.connection.send((function, arguments))
+            succeeded, answer = self._worker.connection.recv()
+        except (EOFError, ConnectionError):
+            process, self._worker = self._worker.process, None
+            raise Died(how_it_ended(process)) from None
+        if succeeded:
+            return answer
+        raise answer
+
+
+def _answer(connection: Connection) -> None:
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            function, arguments = connection.recv()
+            try:
+                answer = True, function(*arguments)
+            except Exception as error:  # noqa: BLE001 -- raised again where it was asked for
+                answer = False, error
+            connection.send(answer)
