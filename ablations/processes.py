@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -26,14 +27,16 @@ def start(target: Callable[..., None], *arguments: Any) -> Worker:
     """A process that runs `target(connection, *arguments)` and has torch loaded."""
     context = multiprocessing.get_context("forkserver")  # which loads torch once, for all workers
     context.set_forkserver_preload(["torch", "torch._dynamo", "pandas"])  # the latter two are needed late
-    connection, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-    # Ctrl-C reaches every process of the terminal. Workers inherit that it is ignored; this process stops them.
+    # Ctrl-C reaches every process of the terminal. The server is started while it is ignored, which workers inherit;
+    # this process, which stops them, hears it again before it waits for the server to have loaded.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process.start()
+        forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
+    connection, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process.start()
     theirs.close()  # so that the worker's death ends the stream
     return Worker(process, connection)
 
