@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ RECURRENT: dict[str, Callable[..., nn.Module]] = {
 CELLS = (*RECURRENT, "tcn", "mlp")
 STRATEGIES = ("direct", "recursive", "encoder-decoder")
 KEEPING_GATE = {"lstm": 1, "gru": 1, "gru-before": 1}  # the place of the gate that keeps the state, among the gates
-_CENTRE = torch.tensor(QUANTILES[MEDIAN + 1 :], dtype=torch.float64) - 0.5  # how far the upper levels are from 1/2
 
 
 class Quantiles(NamedTuple):
@@ -54,7 +54,7 @@ class Quantiles(NamedTuple):
         u / w, this is u (2 j - n + 2 sum(c)) - w (2 (d_1 + ... + d_j) + sum((2 c - 1) d)): a sum over quantiles never
         has to be taken day by day.
         """
-        centre = _CENTRE.to(truth)
+        centre = _centre(truth.dtype, truth.device)
         miss = truth - self.median
         sides = torch.stack([-miss, miss], dim=-2)
         with torch.no_grad():
@@ -63,6 +63,12 @@ class Quantiles(NamedTuple):
         passed_distance = torch.cat([rest, rest + 2 * self.distance.cumsum(-1)], dim=-1).gather(-1, passed)
         of_sides = sides * (2 * passed + 2 * centre.sum() - len(centre)) - self.width * passed_distance
         return (miss.abs() + of_sides.sum(-2)).mean() / len(QUANTILES)
+
+
+@cache
+def _centre(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """How far the levels above the median are from one half, (11,); made once, for a CUDA graph cannot copy it."""
+    return (torch.tensor(QUANTILES[MEDIAN + 1 :], dtype=torch.float64) - 0.5).to(device, dtype)
 
 
 class Forecaster(nn.Module):
