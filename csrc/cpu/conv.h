@@ -9,52 +9,20 @@
 #pragma once
 
 #include "conv_depthwise.h"
+#include "conv_forward.h"
 #include "conv_grid.h"
 #include "conv_pool.h"
 #include "conv_windows.h"
+#include "conv_winograd.h"
 
 namespace recurve {
 namespace {
 
-constexpr int64_t band_bytes = 128 * 1024;  // of the convolution's rows that are pooled together
-
-// ------------------------------------------------------------------------------------------------------ forward
-
 template <class T>
 void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
-  const ConvShape& s = f.shape;
-  if (s.depthwise()) return depthwise_forward(f, parallel);
-  const Grid grid(s);
-  const int64_t pooled_h = s.pooled(0), pooled_w = s.pooled(1), plane = s.height * s.width;
-  const int64_t row_bytes = grid.outputs * s.window[0] * grid.width * static_cast<int64_t>(sizeof(T));
-  const int64_t band = most(1, least(pooled_h, band_bytes / row_bytes));  // rows of y
-  const int64_t stride = whole_vectors<T>(band * s.window[0] * grid.width);
-  Scratch<int64_t> offsets(grid.depth);
-  patch_offsets(s, grid, offsets.get());
-  parallel_for(parallel, s.models * s.batch * s.groups, [&](int64_t task) {
-    const int64_t group = task % s.groups, image = task / s.groups, model = image / s.batch;
-    const int64_t output = model * s.outputs + group * grid.outputs, source = s.shared ? image % s.batch : image;
-    const int64_t first = (image * s.outputs + group * grid.outputs) * pooled_h * pooled_w;
-    Scratch<T> padded(grid.padded_size<T>(s)), pixels(grid.outputs * stride + 2 * lanes<T>);
-    pad_image(s, grid, f.x + (source * s.channels + group * grid.inputs) * plane, padded.get());
-    for (int64_t row = 0; row < pooled_h; row += band) {
-      const int64_t rows = least(band, pooled_h - row), count = rows * s.window[0] * grid.width;
-      multiply(f.weight + output * grid.depth, grid.outputs, grid.depth, padded + row * s.window[0] * grid.width,
-               offsets.get(), count, f.bias == nullptr ? nullptr : f.bias + output, pixels.get(), stride);
-      for (int64_t o = 0; o < grid.outputs; ++o) {
-        T* of_output = pixels + o * stride;
-        activate_pixels(of_output, count, s.activation, of_output);
-        for (int64_t r = 0; r < rows; ++r) {
-          const T* from = of_output + r * s.window[0] * grid.width;
-          const int64_t to = first + (o * pooled_h + row + r) * pooled_w;
-          if (s.pool == Pool::none)
-            __builtin_memcpy(f.y + to, from, pooled_w * sizeof(T));
-          else
-            pool_row(s, from, grid.width, f.y + to, f.places == nullptr ? nullptr : f.places + to);
-        }
-      }
-    }
-  });
+  if (f.shape.depthwise()) return depthwise_forward(f, parallel);
+  if (f.winograd) return winograd_forward(f, parallel);
+  direct_forward(f, parallel);
 }
 
 // ----------------------------------------------------------------------------------------------------- backward

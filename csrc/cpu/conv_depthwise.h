@@ -12,9 +12,6 @@ namespace {
 
 constexpr int depthwise_pixels = RECURVE_VECTOR_REGISTERS == 32 ? 12 : 6;  // that a weight, once loaded, serves
 
-template <class T>
-using Places = typename Real<Vector<T>>::Bits;
-
 // to[i] = the i-th pixels of `count` planes, `plane` elements apart.
 template <class T>
 void interleave(const T* from, int64_t plane, int64_t count, int64_t pixels, T* to) {

@@ -7,6 +7,9 @@
 namespace recurve {
 namespace {
 
+template <class T>
+using Places = typename Real<Vector<T>>::Bits;
+
 template <class V>
 RECURVE_INLINE V larger(V a, V b) {
   return ((b > a) | (b != b)) ? b : a;  // NaN wins, and of equals the first

@@ -248,7 +248,7 @@ struct Windows {
   int vectors_to_gather() const {
     const ConvShape& s = d.shape;
     const int64_t size = s.kernel[0], all = pitch / lanes<T>;
-    if (RECURVE_VECTOR_REGISTERS < 32 || !serves() || d.dx == nullptr || size > 3 || s.kernel[1] != size) return 0;
+    if (!serves() || d.dx == nullptr || size > 3 || s.kernel[1] != size) return 0;
     if (s.window[0] != 2 || s.window[1] != 2 || s.dilation[0] != 1) return 0;
     return size == 1 && all % 4 == 0 ? 4 : size <= 2 && all % 2 == 0 ? 2 : 1;
   }

@@ -108,6 +108,7 @@ struct ConvForward {
   const T* bias;    // (E, O), or null
   T* y;             // (E, B, O, pooled H, pooled W)
   uint8_t* places;  // like y: the pixel of the window that was the largest, row by row; or null
+  bool winograd;    // by Winograd's algorithm, else directly
 };
 
 template <class T>

@@ -1,0 +1,270 @@
+// The forward pass with output channels side by side: direct at any stride, or by Winograd's algorithm.
+//
+// A vector holds output channels of one pixel. Weights are packed so that an element of all these channels' kernels is a
+// vector; an input pixel, read where it lies, is multiplied with it. Rows of the convolution stay in the first-level
+// cache until they are activated, pooled and turned into planes: only what pooling keeps leaves it.
+#pragma once
+
+#include "conv_grid.h"
+#include "conv_pool.h"
+
+namespace recurve {
+namespace {
+
+constexpr int64_t rows_bytes = 8 * 1024;  // of the convolution's rows that are pooled together, of some vectors
+
+// Pixels by G vectors of output channels that a tile holds in registers.
+template <int G>
+constexpr int tile_pixels = RECURVE_VECTOR_REGISTERS == 32 ? (G == 3 ? 8 : 12) : 12 / G;
+
+// Output channels of a group in blocks of two vectors, the last of one or three.
+struct OutputBlocks {
+  int64_t vectors, count;
+
+  explicit OutputBlocks(int64_t vectors_) : vectors(vectors_), count(most(1, vectors_ / 2)) {}
+  int64_t first(int64_t block) const { return 2 * block; }
+  int64_t width(int64_t block) const { return block == count - 1 ? vectors - 2 * block : 2; }
+
+  // f.template operator()<G>() for the block's width G.
+  template <class F>
+  void with_width(int64_t block, const F& f) const {
+    switch (width(block)) {
+      case 1:
+        return f.template operator()<1>();
+      case 2:
+        return f.template operator()<2>();
+      default:
+        return f.template operator()<3>();
+    }
+  }
+};
+
+// What all images of a call share.
+template <class T>
+struct ForwardPlan {
+  const ConvForward<T>& f;
+  Grid grid;
+  OutputBlocks blocks;
+  Scratch<T> weights, biases;  // (E, groups, blocks, depth, width of the block), (E, groups, vectors)
+  Scratch<int64_t> offsets;
+
+  ForwardPlan(const ConvForward<T>& f_, const Parallel& parallel)
+      : f(f_),
+        grid(f_.shape),
+        blocks(divide_up(grid.outputs, lanes<T>)),
+        weights(f_.shape.models * f_.shape.groups * blocks.vectors * lanes<T> * grid.depth),
+        biases(f_.shape.models * f_.shape.groups * blocks.vectors * lanes<T>),
+        offsets(grid.depth) {
+    patch_offsets(f.shape, grid, offsets.get());
+    const int64_t whole = blocks.vectors * lanes<T>, sets = f.shape.models * f.shape.groups;
+    for (int64_t set = 0; set < sets; ++set)
+      for (int64_t o = 0; o < whole; ++o)
+        biases[set * whole + o] = f.bias != nullptr && o < grid.outputs ? f.bias[set * grid.outputs + o] : T(0);
+    const Parallel few{sets * whole * grid.depth < gemm_serial ? 1 : parallel.threads, parallel.run};
+    parallel_for(few, sets * blocks.count, [&](int64_t task) {
+      const int64_t set = task / blocks.count, block = task % blocks.count;
+      const int64_t width = blocks.width(block) * lanes<T>, first = blocks.first(block) * lanes<T>;
+      for (int64_t o = 0; o < width; o += lanes<T>)
+        transpose_rows(f.weight + (set * grid.outputs + first + o) * grid.depth, grid.depth,
+                       least(lanes<T>, grid.outputs - first - o), grid.depth, weights_of(set, block) + o, width);
+    });
+  }
+
+  T* weights_of(int64_t set, int64_t block) const {
+    return weights + (set * blocks.vectors + blocks.first(block)) * lanes<T> * grid.depth;
+  }
+  const T* biases_of(int64_t set, int64_t block) const {
+    return biases + (set * blocks.vectors + blocks.first(block)) * lanes<T>;
+  }
+  // The group's channels of an image.
+  const T* image(int64_t index, int64_t group) const {
+    const ConvShape& s = f.shape;
+    const int64_t source = s.shared ? index % s.batch : index;
+    return f.x + (source * s.channels + group * grid.inputs) * s.height * s.width;
+  }
+};
+
+// Row `count` pixels of which `to` receives the sum over [k, end) of weight[k] x[pixel + offsets[k]]: added, or to bias.
+template <class T, int G, bool UNIT>
+void add_to_row(const T* x, int64_t step, const int64_t* offsets, int64_t k, int64_t end, const T* weights,
+                const T* bias, int64_t count, T* to) {
+  constexpr int64_t width = G * lanes<T>;
+  for_row_tiles<tile_pixels<G>>(count, [&]<int P>(int64_t first) {
+    Vector<T> sums[P][G] = {};
+    const T* at = x + first * (UNIT ? 1 : step);
+    accumulate<T, P, G>(
+        sums, [&](int p, int64_t i) { return at[offsets[i] + p * (UNIT ? 1 : step)]; },
+        [&](int64_t i) { return weights + i * width; }, k, end);
+    RECURVE_UNROLL
+    for (int p = 0; p < P; ++p) {
+      T* pixel = to + (first + p) * width;
+      RECURVE_UNROLL
+      for (int g = 0; g < G; ++g)
+        store(pixel + g * lanes<T>, sums[p][g] + load((k == 0 ? bias : pixel) + g * lanes<T>));
+    }
+  });
+}
+
+// The largest of a window of pixels that are vectors, the first of equals, and its place; or the mean.
+template <class T, class F>
+RECURVE_INLINE Vector<T> pool_vectors(Pool pool, int64_t height, int64_t width, const T* corner, int64_t row,
+                                      int64_t pitch, Places<T>& place, const F& activation) {
+  Vector<T> value = activation(load(corner));
+  place = Places<T>{};
+  for (int64_t r = 0; r < height; ++r)
+    for (int64_t c = r == 0 ? 1 : 0; c < width; ++c) {
+      const Vector<T> next = activation(load(corner + r * row + c * pitch));
+      if (pool == Pool::max) {
+        const auto wins = (next > value) | (next != next);
+        value = wins ? next : value;
+        place = wins ? Places<T>{} + static_cast<int32_t>(r * width + c) : place;
+      } else {
+        value += next;
+      }
+    }
+  return pool == Pool::average ? value * (T(1) / static_cast<T>(height * width)) : value;
+}
+
+// Pixels that are rows of `pitch` elements into planes of channels; of `channels` at most a vector.
+template <class T>
+void to_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, int64_t plane) {
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some pixels again
+    Vector<T> rows[lanes<T>];
+    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
+    transpose<T>(rows);
+    for (int64_t k = 0; k < channels; ++k) store(to + k * plane + i, rows[k], count - i);
+  }
+}
+
+template <class T>
+void to_planes_of_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, uint8_t* to, int64_t plane) {
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;
+    Vector<T> rows[lanes<T>];
+    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
+    transpose<T>(rows);
+    for (int64_t k = 0; k < channels; ++k)
+      store_bytes<T>(to + k * plane + i, __builtin_bit_cast(Places<T>, rows[k]), count - i);
+  }
+}
+
+// Rows of the convolution, G vectors of output channels a pixel and `pitch` pixels a row, that become `pooled_rows` rows
+// of y: activated, pooled and turned into planes. The rows are overwritten; `places` is room for as many vectors.
+template <class T, int G>
+void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows, int64_t channels, T* y,
+                 uint8_t* y_places, T* places) {
+  constexpr int64_t width = G * lanes<T>;
+  const int64_t columns = s.pooled(1), count = pooled_rows * columns, plane = s.pooled(0) * columns;
+  auto pool = [&](int64_t h, int64_t w, const auto& activation) {
+    for (int64_t i = 0; i < pooled_rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t at = (i * columns + j) * width;
+        const T* corner = rows + (i * h * pitch + j * w) * width;
+        for (int g = 0; g < G; ++g) {
+          Places<T> place;
+          store(rows + at + g * lanes<T>,
+                pool_vectors(s.pool, h, w, corner + g * lanes<T>, pitch * width, width, place, activation));
+          if (y_places != nullptr) store(places + at + g * lanes<T>, __builtin_bit_cast(Vector<T>, place));
+        }
+      }
+  };
+  auto pool_activated = [&](const auto& activation) {
+    if (s.window[0] == 2 && s.window[1] == 2)
+      pool(2, 2, activation);
+    else
+      pool(s.window[0], s.window[1], activation);
+  };
+  if (s.activation == Activation::relu) {
+    pool_activated([](Vector<T> v) { return activate(v, Activation::relu); });
+  } else {
+    if (s.activation != Activation::none)
+      activate_pixels(rows, pooled_rows * s.window[0] * pitch * width, s.activation, rows);
+    pool_activated([](Vector<T> v) { return v; });
+  }
+  for (int64_t g = 0; g < G; ++g) {
+    const int64_t own = least(lanes<T>, channels - g * lanes<T>);
+    to_planes(rows + g * lanes<T>, width, count, own, y + g * lanes<T> * plane, plane);
+    if (y_places != nullptr)
+      to_planes_of_bytes(places + g * lanes<T>, width, count, own, y_places + g * lanes<T> * plane, plane);
+  }
+}
+
+// The channels of a group with their padding, rows [first, last) of the padded image.
+template <class T>
+void pad_rows(const ConvShape& s, const Grid& grid, const T* image, int64_t first, int64_t last, T* padded) {
+  for (int64_t c = 0; c < grid.inputs; ++c)
+    for (int64_t y = first; y < last; ++y) {
+      T* to = padded + c * grid.plane() + y * grid.width;
+      const int64_t row = y - s.padding[0];
+      if (row < 0 || row >= s.height) {
+        __builtin_memset(to, 0, grid.width * sizeof(T));
+        continue;
+      }
+      for (int64_t i = 0; i < s.padding[1]; ++i) to[i] = to[grid.width - 1 - i] = 0;
+      __builtin_memcpy(to + s.padding[1], image + (c * s.height + row) * s.width, s.width * sizeof(T));
+    }
+}
+
+// Rows [first, last) of y of one image and group.
+template <class T>
+void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64_t first, int64_t last) {
+  const ConvShape& s = plan.f.shape;
+  const Grid& grid = plan.grid;
+  const int64_t set = index / s.batch * s.groups + group, step = s.stride[1], window = s.window[0];
+  const bool padded = s.padding[0] > 0 || s.padding[1] > 0;
+  Scratch<T> copy(padded ? grid.inputs * grid.plane() : 0);
+  const T* x = plan.image(index, group);
+  if (padded) {
+    const int64_t end = (last * window - 1) * s.stride[0] + (s.kernel[0] - 1) * s.dilation[0] + 1;
+    pad_rows(s, grid, x, first * window * s.stride[0], end, copy.get());
+    x = copy;
+  }
+  const int64_t row_bytes = window * grid.columns * 3 * lanes<T> * static_cast<int64_t>(sizeof(T));
+  const int64_t band = most(1, least(last - first, rows_bytes / row_bytes));  // rows of y
+  const int64_t size = band * window * grid.columns * 3 * lanes<T>;
+  Scratch<T> rows(size), places(plan.f.places == nullptr ? 0 : size);
+  for (int64_t block = 0; block < plan.blocks.count; ++block)
+    plan.blocks.with_width(block, [&]<int G>() {
+      constexpr int64_t width = G * lanes<T>;
+      const int64_t output = plan.blocks.first(block) * lanes<T>, plane = s.pooled(0) * s.pooled(1);
+      const T *weights = plan.weights_of(set, block), *bias = plan.biases_of(set, block);
+      for (int64_t row = first; row < last; row += band) {
+        const int64_t count = least(band, last - row);
+        for (int64_t k = 0; k < grid.depth; k += product_block) {
+          const int64_t end = least(grid.depth, k + product_block);
+          for (int64_t r = 0; r < count * window; ++r) {
+            const T* from = x + (row * window + r) * s.stride[0] * grid.width;
+            T* to = rows + r * grid.columns * width;
+            if (step == 1)
+              add_to_row<T, G, true>(from, 1, plan.offsets, k, end, weights, bias, grid.columns, to);
+            else
+              add_to_row<T, G, false>(from, step, plan.offsets, k, end, weights, bias, grid.columns, to);
+          }
+        }
+        const int64_t at = (index * s.outputs + group * grid.outputs + output) * plane + row * s.pooled(1);
+        finish_rows<T, G>(s, rows, grid.columns, count, grid.outputs - output, plan.f.y + at,
+                          plan.f.places == nullptr ? nullptr : plan.f.places + at, places);
+      }
+    });
+}
+
+// How many parts to split each of `tasks` into, of at most `most_parts`, so that all threads have work.
+inline int64_t parts_for(const Parallel& parallel, int64_t tasks, int64_t most_parts) {
+  return parallel.threads == 1 || tasks == 0 ? 1 : least(most_parts, divide_up(2 * parallel.threads, tasks));
+}
+
+template <class T>
+void direct_forward(const ConvForward<T>& f, const Parallel& parallel) {
+  const ConvShape& s = f.shape;
+  const ForwardPlan<T> plan(f, parallel);
+  const int64_t tasks = s.models * s.batch * s.groups, parts = parts_for(parallel, tasks, s.pooled(0));
+  const int64_t rows = divide_up(s.pooled(0), parts);
+  parallel_for(parallel, tasks * parts, [&](int64_t task) {
+    const int64_t first = task % parts * rows, last = least(s.pooled(0), first + rows), image = task / parts;
+    if (first < last) direct_rows(plan, image / s.groups, image % s.groups, first, last);
+  });
+}
+
+}  // namespace
+}  // namespace recurve
