@@ -9,7 +9,7 @@ import torch
 
 FULL = (torch.float32, torch.float64)
 HALF = (torch.bfloat16, torch.float16)  # in and out; sums are those of float32
-FUSED_DTYPES = {"lstm": FULL + HALF, "gru": FULL + HALF, "rnn": FULL + HALF, "conv_block": FULL}
+FUSED_DTYPES = {"lstm": FULL + HALF, "gru": FULL + HALF, "rnn": FULL + HALF, "conv_block": FULL + HALF}
 
 
 def _load() -> tuple[ModuleType | None, str]:

@@ -28,6 +28,13 @@ struct ConvShape {
 
   constexpr bool depthwise() const { return groups > 1 && groups == channels && groups == outputs; }
 
+  // Whether Winograd's algorithm does: tiles of 2 or 4 rows hold whole pooling windows.
+  constexpr bool winograd_serves() const {
+    for (int axis = 0; axis < 2; ++axis)
+      if (kernel[axis] != 3 || stride[axis] != 1 || dilation[axis] != 1) return false;
+    return (window[0] == 1 || window[0] == 2 || window[0] == 4) && !depthwise();
+  }
+
   // Whether the forward pass can leave which pixel of each window was the largest, as a byte, for the backward pass.
   constexpr bool keeps_places() const {
     return pool == Pool::max && window[0] * window[1] <= 256 && slope_follows_from_value(activation);

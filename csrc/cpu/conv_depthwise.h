@@ -4,8 +4,7 @@
 // multiplication for each element of the kernel, and pooling compares whole vectors.
 #pragma once
 
-#include "conv_grid.h"
-#include "conv_pool.h"
+#include "conv_forward.h"
 
 namespace recurve {
 namespace {
@@ -16,17 +15,6 @@ constexpr int depthwise_pixels = RECURVE_VECTOR_REGISTERS == 32 ? 12 : 6;  // th
 template <class T>
 void interleave(const T* from, int64_t plane, int64_t count, int64_t pixels, T* to) {
   transpose_rows(from, plane, count, pixels, to, lanes<T>);
-}
-
-// The other way, `count` planes only.
-template <class T>
-void deinterleave(const T* from, int64_t pixels, int64_t count, T* to, int64_t plane) {
-  for (int64_t i = 0; i < pixels; i += lanes<T>) {
-    Vector<T> rows[lanes<T>];
-    for (int k = 0; k < lanes<T>; ++k) rows[k] = i + k < pixels ? load(from + (i + k) * lanes<T>) : zero_vector<T>();
-    transpose<T>(rows);
-    for (int64_t k = 0; k < count; ++k) store(to + k * plane + i, rows[k], pixels - i);
-  }
 }
 
 // A plane of pixels that are vectors, with a border.
@@ -47,9 +35,9 @@ struct VectorKernel {
   int64_t rows, columns, row_step, column_step;
 };
 
-// out[p] = start + sum over the kernel of weight x[p + its place], for `count` pixels of a row.
+// out[p] = start + sum over the kernel of weight x[p step + its place], for `count` pixels of a row.
 template <class T>
-void convolve_row(const VectorKernel<T>& k, const T* x, int64_t count, Vector<T> start, T* out) {
+void convolve_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t count, Vector<T> start, T* out) {
   for_row_tiles<depthwise_pixels>(count, [&]<int P>(int64_t first) {
     Vector<T> sums[P];
     RECURVE_UNROLL
@@ -58,39 +46,13 @@ void convolve_row(const VectorKernel<T>& k, const T* x, int64_t count, Vector<T>
     for (int64_t r = 0; r < k.rows; ++r)
       for (int64_t c = 0; c < k.columns; ++c, w += lanes<T>) {
         const Vector<T> weight = load(w);
-        const T* at = x + first * lanes<T> + r * k.row_step + c * k.column_step;
+        const T* at = x + first * step + r * k.row_step + c * k.column_step;
         RECURVE_UNROLL
-        for (int p = 0; p < P; ++p) sums[p] += load(at + p * lanes<T>) * weight;
+        for (int p = 0; p < P; ++p) sums[p] += load(at + p * step) * weight;
       }
     RECURVE_UNROLL
     for (int p = 0; p < P; ++p) store(out + (first + p) * lanes<T>, sums[p]);
   });
-}
-
-// sums (R rows, C columns of the kernel) += the sum over rows and pixels of d[pixel] x[pixel + the element's place].
-template <class T, int R, int C>
-void add_products(const VectorPlane<T>& d, const T* d_first, const VectorPlane<T>& x, const T* x_first, int64_t rows,
-                  int64_t pixels, int64_t row_step, int64_t column_step, T* sums, int64_t sums_row) {
-  Vector<T> acc[R][C] = {};
-  for (int64_t i = 0; i < rows; ++i) {
-    const T *d_row = d_first + i * d.width * lanes<T>, *x_row = x_first + i * x.width * lanes<T>;
-    for (int64_t p = 0; p < pixels; ++p, d_row += lanes<T>, x_row += lanes<T>) {
-      const Vector<T> gradient = load(d_row);
-      RECURVE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        RECURVE_UNROLL
-        for (int c = 0; c < C; ++c) acc[r][c] += load(x_row + r * row_step + c * column_step) * gradient;
-      }
-    }
-  }
-  RECURVE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    RECURVE_UNROLL
-    for (int c = 0; c < C; ++c) {
-      T* to = sums + r * sums_row + c * lanes<T>;
-      store(to, load(to) + acc[r][c]);
-    }
-  }
 }
 
 // Blocks of channels, their weights as vectors, and the sizes of a plane.
@@ -140,75 +102,38 @@ struct Depthwise {
   }
 };
 
-// The largest of a window of activated pixels, the first of equals, and its place; or the mean.
-template <class T>
-RECURVE_INLINE Vector<T> pool_window(const ConvShape& s, const T* corner, int64_t row, Places<T>& place) {
-  Vector<T> value = load(corner);
-  place = Places<T>{};
-  int32_t index = 0;
-  for (int64_t r = 0; r < s.window[0]; ++r)
-    for (int64_t c = 0; c < s.window[1]; ++c, ++index) {
-      if (index == 0) continue;
-      const Vector<T> next = load(corner + r * row + c * lanes<T>);
-      if (s.pool == Pool::max) {
-        const auto wins = (next > value) | (next != next);
-        value = wins ? next : value;
-        place = wins ? Places<T>{} + index : place;
-      } else {
-        value += next;
-      }
-    }
-  return s.pool == Pool::average ? value * (T(1) / static_cast<T>(s.window[0] * s.window[1])) : value;
-}
-
 template <class T>
 void depthwise_forward(const ConvForward<T>& f, const Parallel& parallel) {
   const ConvShape& s = f.shape;
   const Depthwise<T> plan(s, f.weight, f.bias);
-  const int64_t pooled_w = s.pooled(1), pooled = s.pooled(0) * pooled_w, plane = s.height * s.width;
+  const int64_t pooled = s.pooled(0) * s.pooled(1), plane = s.height * s.width;
   const int64_t parts = least(s.batch, 16), images = divide_up(s.batch, most(1, parts));
   parallel_for(parallel, s.models * parts * plan.blocks, [&](int64_t task) {
     const int64_t block = task % plan.blocks, part = task / plan.blocks % parts, model = task / plan.blocks / parts;
-    const VectorPlane<T> x(plan.padded_height(), plan.padded_width()), band(s.window[0], plan.columns);
-    Scratch<T> y(pooled * lanes<T>), places(pooled * lanes<T>);
+    const VectorPlane<T> x(plan.padded_height(), plan.padded_width()), rows(plan.rows, plan.columns);
+    Scratch<T> places(f.places == nullptr ? 0 : pooled * lanes<T>);
     x.clear(plan.padded_height());
     const VectorKernel<T> kernel = plan.kernel(plan.weights, model, block, x.width);
     const Vector<T> bias = load(plan.biases + (model * plan.blocks + block) * lanes<T>);
     for (int64_t b = part * images; b < least(s.batch, (part + 1) * images); ++b) {
       const int64_t image = model * s.batch + b, first = image * s.channels + block * lanes<T>;
       plan.pack(f.x + ((s.shared ? b : image) * s.channels + block * lanes<T>)*plane, block, x);
-      for (int64_t i = 0; i < s.pooled(0); ++i) {
-        for (int64_t r = 0; r < s.window[0]; ++r)
-          convolve_row(kernel, x.at(i * s.window[0] + r, 0), plan.columns, bias, band.at(r, 0));
-        activate_pixels(band.data.get(), s.window[0] * plan.columns * lanes<T>, s.activation, band.data.get());
-        for (int64_t j = 0; j < pooled_w; ++j) {
-          Places<T> place;
-          const int64_t at = (i * pooled_w + j) * lanes<T>;
-          store(y + at, pool_window(s, band.at(0, j * s.window[1]), band.width * lanes<T>, place));
-          if (f.places != nullptr) store(places + at, __builtin_bit_cast(Vector<T>, place));
-        }
-      }
-      deinterleave(y.get(), pooled, plan.width(block), f.y + first * pooled, pooled);
-      if (f.places == nullptr) continue;
-      for (int64_t p = 0; p < pooled; p += lanes<T>) {
-        Vector<T> rows[lanes<T>];
-        for (int k = 0; k < lanes<T>; ++k)
-          rows[k] = p + k < pooled ? load(places + (p + k) * lanes<T>) : zero_vector<T>();
-        transpose<T>(rows);
-        for (int64_t k = 0; k < plan.width(block); ++k)
-          store_bytes<T>(f.places + (first + k) * pooled + p, __builtin_bit_cast(Places<T>, rows[k]), pooled - p);
-      }
+      for (int64_t i = 0; i < plan.rows; ++i)
+        convolve_row(kernel, x.at(i * s.stride[0], 0), s.stride[1] * lanes<T>, plan.columns, bias, rows.at(i, 0));
+      finish_rows<T, 1>(s, rows.data.get(), plan.columns, s.pooled(0), plan.width(block), f.y + first * pooled,
+                        f.places == nullptr ? nullptr : f.places + first * pooled, places.get());
     }
   });
 }
 
 // ----------------------------------------------------------------------------------------------------- backward
 
-// What one task of the backward pass works in. Gradients of the convolution have a border that the kernel reaches over.
+// What one task of the backward pass works in. Gradients of the convolution, a stride apart, have a border that the
+// kernel reaches over.
 template <class T>
 struct DepthwiseScratch {
   VectorPlane<T> x, d, pre;
-  Scratch<T> gradients, places, row;
+  Scratch<T> gradients, places, dx;
 
   explicit DepthwiseScratch(const Depthwise<T>& p)
       : x(p.padded_height(), p.padded_width()),
@@ -216,76 +141,39 @@ struct DepthwiseScratch {
         pre(p.s.keeps_enough() ? 0 : p.s.window[0], p.columns),
         gradients(p.s.pooled(0) * p.s.pooled(1) * lanes<T>),
         places(p.s.keeps_places() ? p.s.pooled(0) * p.s.pooled(1) * lanes<T> : 0),
-        row(p.s.width * lanes<T>) {
+        dx(p.s.height * p.s.width * lanes<T>) {
     x.clear(p.padded_height());
     d.clear(p.padded_height() + p.reach[0]);
   }
 };
 
-// Gradients of y times the slopes that follow from it, pixel by pixel, and the places of the largest.
-template <class T>
-void load_gradients(const ConvBackward<T>& d, const Depthwise<T>& plan, int64_t first, int64_t count,
-                    const DepthwiseScratch<T>& to) {
-  const ConvShape& s = d.shape;
-  const int64_t pooled = s.pooled(0) * s.pooled(1);
-  typename BytesOf<T>::type bytes{};
-  for (int64_t p = 0; p < pooled; p += lanes<T>) {
-    Vector<T> rows[lanes<T>] = {}, places[lanes<T>] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = (first + k) * pooled + p, left = pooled - p;
-      rows[k] = load(d.dy + at, left);
-      if (!s.keeps_enough()) continue;
-      const Vector<T> y = load(d.y + at, left);
-      rows[k] = rows[k] * activation_slope(y, y, s.activation);
-      if (!s.keeps_places()) continue;
-      __builtin_memcpy(&bytes, d.places + at, static_cast<size_t>(least(left, lanes<T>)));
-      places[k] = __builtin_bit_cast(Vector<T>, __builtin_convertvector(bytes, Places<T>));
-    }
-    transpose<T>(rows);
-    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(to.gradients + (p + k) * lanes<T>, rows[k]);
-    if (!s.keeps_places()) continue;
-    transpose<T>(places);
-    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(to.places + (p + k) * lanes<T>, places[k]);
-  }
-}
-
-// From gradients of row i of y those of the convolution, into the plane d; returns their sum.
-template <class T>
-Vector<T> spread_row(const Depthwise<T>& plan, int64_t i, const VectorKernel<T>& kernel, Vector<T> bias,
-                     const DepthwiseScratch<T>& t) {
+// sums (R rows, C columns of the kernel) += the sum over pixels of an image's gradients times x at the element's place.
+template <class T, int R, int C>
+void add_products(const Depthwise<T>& plan, const DepthwiseScratch<T>& t, const T* x, int64_t row_step,
+                  int64_t column_step, T* sums, int64_t sums_row) {
   const ConvShape& s = plan.s;
-  const T share = s.pool == Pool::average ? T(1) / static_cast<T>(s.window[0] * s.window[1]) : T(1);
-  if (!s.keeps_enough())
-    for (int64_t r = 0; r < s.window[0]; ++r)
-      convolve_row(kernel, t.x.at(i * s.window[0] + r, 0), plan.columns, bias, t.pre.at(r, 0));
-  Vector<T> sum = zero_vector<T>();
-  for (int64_t j = 0; j < s.pooled(1); ++j) {
-    const int64_t at = (i * s.pooled(1) + j) * lanes<T>;
-    const Vector<T> gradient = load(t.gradients + at) * share;
-    Places<T> best{};
-    if (s.keeps_places()) {
-      best = __builtin_bit_cast(Places<T>, load(t.places + at));
-    } else if (s.pool == Pool::max) {
-      Vector<T> largest{};
-      for (int32_t k = 0; k < s.window[0] * s.window[1]; ++k) {
-        const Vector<T> v = activate(load(t.pre.at(k / s.window[1], j * s.window[1] + k % s.window[1])), s.activation);
-        const auto wins = (v > largest) | (v != v);
-        best = k == 0 ? Places<T>{} : wins ? Places<T>{} + k : best;
-        largest = k == 0 ? v : wins ? v : largest;
+  const T* d = t.d.at(plan.reach[0], plan.reach[1]);
+  const int64_t next = s.stride[1] * lanes<T>;
+  Vector<T> acc[R][C] = {};
+  for (int64_t i = 0; i < plan.rows; ++i) {
+    const T *d_row = d + i * s.stride[0] * t.d.width * lanes<T>, *x_row = x + i * s.stride[0] * t.x.width * lanes<T>;
+    for (int64_t p = 0; p < plan.columns; ++p, d_row += next, x_row += next) {
+      const Vector<T> gradient = load(d_row);
+      RECURVE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        RECURVE_UNROLL
+        for (int c = 0; c < C; ++c) acc[r][c] += load(x_row + r * row_step + c * column_step) * gradient;
       }
-    }
-    for (int32_t k = 0; k < s.window[0] * s.window[1]; ++k) {
-      const int64_t r = k / s.window[1], c = j * s.window[1] + k % s.window[1];
-      Vector<T> own = s.pool == Pool::max ? (best == k ? gradient : zero_vector<T>()) : gradient;
-      if (!s.keeps_enough()) {
-        const Vector<T> pre = load(t.pre.at(r, c));
-        own = own * activation_slope(pre, activate(pre, s.activation), s.activation);
-      }
-      store(t.d.at(plan.reach[0] + i * s.window[0] + r, plan.reach[1] + c), own);
-      sum += own;
     }
   }
-  return sum;
+  RECURVE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    RECURVE_UNROLL
+    for (int c = 0; c < C; ++c) {
+      T* to = sums + r * sums_row + c * lanes<T>;
+      store(to, load(to) + acc[r][c]);
+    }
+  }
 }
 
 // dweight (taps, lanes) += the products of an image's pixels with the gradients of the convolution.
@@ -294,10 +182,9 @@ void add_weight_gradient(const Depthwise<T>& plan, const DepthwiseScratch<T>& t,
   const ConvShape& s = plan.s;
   const int64_t row_step = s.dilation[0] * t.x.width * lanes<T>, column_step = s.dilation[1] * lanes<T>;
   const int64_t width = s.kernel[1], sums_row = width * lanes<T>;
-  const T* d = t.d.at(plan.reach[0], plan.reach[1]);
   auto tile = [&]<int R, int C>(int64_t r, int64_t c) {
-    add_products<T, R, C>(t.d, d, t.x, t.x.at(r * s.dilation[0], c * s.dilation[1]), plan.rows, plan.columns, row_step,
-                          column_step, dweight + (r * width + c) * lanes<T>, sums_row);
+    add_products<T, R, C>(plan, t, t.x.at(r * s.dilation[0], c * s.dilation[1]), row_step, column_step,
+                          dweight + (r * width + c) * lanes<T>, sums_row);
   };
   int64_t r = 0;
   for (; width == 3 && r + 3 <= s.kernel[0]; r += 3) tile.template operator()<3, 3>(r, 0);
@@ -309,6 +196,7 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
   const ConvShape& s = d.shape;
   const Depthwise<T> plan(s, d.weight, d.bias);
   const int64_t plane = s.height * s.width, parts = most(1, least(s.batch, 16)), images = divide_up(s.batch, parts);
+  const int64_t pooled = s.pooled(0) * s.pooled(1), step = s.stride[1] * lanes<T>;
   const int64_t size = (plan.taps + 1) * lanes<T>;  // gradients of a block's weights and biases
   Scratch<T> sums(s.models * parts * plan.blocks * size);
   parallel_for(parallel, s.models * parts * plan.blocks, [&](int64_t task) {
@@ -323,13 +211,23 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
     for (int64_t b = part * images; b < least(s.batch, (part + 1) * images); ++b) {
       const int64_t image = model * s.batch + b, first = image * s.channels + block * lanes<T>;
       plan.pack(d.x + ((s.shared ? b : image) * s.channels + block * lanes<T>)*plane, block, t.x);
-      load_gradients(d, plan, first, count, t);
-      for (int64_t i = 0; i < s.pooled(0); ++i) store(dbias, load(dbias) + spread_row(plan, i, kernel, bias, t));
-      if (d.dweight != nullptr) add_weight_gradient(plan, t, dweight);
-      for (int64_t y = 0; d.dx != nullptr && y < s.height; ++y) {
-        convolve_row(back, t.d.at(y + s.padding[0], s.padding[1]), s.width, zero_vector<T>(), t.row.get());
-        deinterleave(t.row.get(), s.width, count, d.dx + first * plane + y * s.width, plane);
+      load_gradients(d, first * pooled, count, t.gradients.get(), t.places.get());
+      for (int64_t i = 0; i < s.pooled(0); ++i) {
+        for (int64_t r = 0; r < s.window[0] && !s.keeps_enough(); ++r)
+          convolve_row(kernel, t.x.at((i * s.window[0] + r) * s.stride[0], 0), step, plan.columns, bias,
+                       t.pre.at(r, 0));
+        const Vector<T> sum =
+            spread_row(s, i, t.pre.data.get(), lanes<T>, plan.columns * lanes<T>, t.gradients.get(), t.places.get(),
+                       t.d.at(plan.reach[0] + i * s.window[0] * s.stride[0], plan.reach[1]), step,
+                       s.stride[0] * t.d.width * lanes<T>);
+        store(dbias, load(dbias) + sum);
       }
+      if (d.dweight != nullptr) add_weight_gradient(plan, t, dweight);
+      if (d.dx == nullptr) continue;
+      for (int64_t y = 0; y < s.height; ++y)
+        convolve_row(back, t.d.at(y + s.padding[0], s.padding[1]), lanes<T>, s.width, zero_vector<T>(),
+                     t.dx + y * s.width * lanes<T>);
+      to_planes(t.dx.get(), lanes<T>, plane, count, d.dx + first * plane, plane);
     }
   });
   for (int64_t c = 0; c < s.models * s.channels; ++c) {

@@ -1,7 +1,7 @@
 // The forward pass with output channels side by side: direct at any stride, or by Winograd's algorithm.
 //
-// A vector holds output channels of one pixel. Weights are packed so that an element of all these channels' kernels is a
-// vector; an input pixel, read where it lies, is multiplied with it. Rows of the convolution stay in the first-level
+// A vector holds output channels of one pixel. Weights are packed so that an element of all these channels' kernels is
+// a vector; an input pixel, read where it lies, is multiplied with it. Rows of the convolution stay in the first-level
 // cache until they are activated, pooled and turned into planes: only what pooling keeps leaves it.
 #pragma once
 
@@ -42,7 +42,7 @@ struct OutputBlocks {
 // What all images of a call share.
 template <class T>
 struct ForwardPlan {
-  const ConvForward<T>& f;
+  ConvForward<T> f;
   Grid grid;
   OutputBlocks blocks;
   Scratch<T> weights, biases;  // (E, groups, blocks, depth, width of the block), (E, groups, vectors)
@@ -84,10 +84,11 @@ struct ForwardPlan {
   }
 };
 
-// Row `count` pixels of which `to` receives the sum over [k, end) of weight[k] x[pixel + offsets[k]]: added, or to bias.
+// Adds to `count` pixels, `pitch` elements apart, the sums over [k, end) of weights[k] x[pixel's place + offsets[k]];
+// where k is 0, they begin as the bias.
 template <class T, int G, bool UNIT>
 void add_to_row(const T* x, int64_t step, const int64_t* offsets, int64_t k, int64_t end, const T* weights,
-                const T* bias, int64_t count, T* to) {
+                const T* bias, int64_t count, T* to, int64_t pitch) {
   constexpr int64_t width = G * lanes<T>;
   for_row_tiles<tile_pixels<G>>(count, [&]<int P>(int64_t first) {
     Vector<T> sums[P][G] = {};
@@ -97,97 +98,12 @@ void add_to_row(const T* x, int64_t step, const int64_t* offsets, int64_t k, int
         [&](int64_t i) { return weights + i * width; }, k, end);
     RECURVE_UNROLL
     for (int p = 0; p < P; ++p) {
-      T* pixel = to + (first + p) * width;
+      T* pixel = to + (first + p) * pitch;
       RECURVE_UNROLL
       for (int g = 0; g < G; ++g)
         store(pixel + g * lanes<T>, sums[p][g] + load((k == 0 ? bias : pixel) + g * lanes<T>));
     }
   });
-}
-
-// The largest of a window of pixels that are vectors, the first of equals, and its place; or the mean.
-template <class T, class F>
-RECURVE_INLINE Vector<T> pool_vectors(Pool pool, int64_t height, int64_t width, const T* corner, int64_t row,
-                                      int64_t pitch, Places<T>& place, const F& activation) {
-  Vector<T> value = activation(load(corner));
-  place = Places<T>{};
-  for (int64_t r = 0; r < height; ++r)
-    for (int64_t c = r == 0 ? 1 : 0; c < width; ++c) {
-      const Vector<T> next = activation(load(corner + r * row + c * pitch));
-      if (pool == Pool::max) {
-        const auto wins = (next > value) | (next != next);
-        value = wins ? next : value;
-        place = wins ? Places<T>{} + static_cast<int32_t>(r * width + c) : place;
-      } else {
-        value += next;
-      }
-    }
-  return pool == Pool::average ? value * (T(1) / static_cast<T>(height * width)) : value;
-}
-
-// Pixels that are rows of `pitch` elements into planes of channels; of `channels` at most a vector.
-template <class T>
-void to_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, int64_t plane) {
-  for (int64_t i = 0; i < count; i += lanes<T>) {
-    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some pixels again
-    Vector<T> rows[lanes<T>];
-    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
-    transpose<T>(rows);
-    for (int64_t k = 0; k < channels; ++k) store(to + k * plane + i, rows[k], count - i);
-  }
-}
-
-template <class T>
-void to_planes_of_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, uint8_t* to, int64_t plane) {
-  for (int64_t i = 0; i < count; i += lanes<T>) {
-    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;
-    Vector<T> rows[lanes<T>];
-    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
-    transpose<T>(rows);
-    for (int64_t k = 0; k < channels; ++k)
-      store_bytes<T>(to + k * plane + i, __builtin_bit_cast(Places<T>, rows[k]), count - i);
-  }
-}
-
-// Rows of the convolution, G vectors of output channels a pixel and `pitch` pixels a row, that become `pooled_rows` rows
-// of y: activated, pooled and turned into planes. The rows are overwritten; `places` is room for as many vectors.
-template <class T, int G>
-void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows, int64_t channels, T* y,
-                 uint8_t* y_places, T* places) {
-  constexpr int64_t width = G * lanes<T>;
-  const int64_t columns = s.pooled(1), count = pooled_rows * columns, plane = s.pooled(0) * columns;
-  auto pool = [&](int64_t h, int64_t w, const auto& activation) {
-    for (int64_t i = 0; i < pooled_rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) {
-        const int64_t at = (i * columns + j) * width;
-        const T* corner = rows + (i * h * pitch + j * w) * width;
-        for (int g = 0; g < G; ++g) {
-          Places<T> place;
-          store(rows + at + g * lanes<T>,
-                pool_vectors(s.pool, h, w, corner + g * lanes<T>, pitch * width, width, place, activation));
-          if (y_places != nullptr) store(places + at + g * lanes<T>, __builtin_bit_cast(Vector<T>, place));
-        }
-      }
-  };
-  auto pool_activated = [&](const auto& activation) {
-    if (s.window[0] == 2 && s.window[1] == 2)
-      pool(2, 2, activation);
-    else
-      pool(s.window[0], s.window[1], activation);
-  };
-  if (s.activation == Activation::relu) {
-    pool_activated([](Vector<T> v) { return activate(v, Activation::relu); });
-  } else {
-    if (s.activation != Activation::none)
-      activate_pixels(rows, pooled_rows * s.window[0] * pitch * width, s.activation, rows);
-    pool_activated([](Vector<T> v) { return v; });
-  }
-  for (int64_t g = 0; g < G; ++g) {
-    const int64_t own = least(lanes<T>, channels - g * lanes<T>);
-    to_planes(rows + g * lanes<T>, width, count, own, y + g * lanes<T> * plane, plane);
-    if (y_places != nullptr)
-      to_planes_of_bytes(places + g * lanes<T>, width, count, own, y_places + g * lanes<T> * plane, plane);
-  }
 }
 
 // The channels of a group with their padding, rows [first, last) of the padded image.
@@ -206,12 +122,32 @@ void pad_rows(const ConvShape& s, const Grid& grid, const T* image, int64_t firs
     }
 }
 
+// Rows [first, first + count) of the convolution of a padded image, with a block's weights: `rows`, pixel by pixel.
+template <class T, int G>
+void convolve_rows(const ForwardPlan<T>& plan, const T* x, const T* weights, const T* bias, int64_t first,
+                   int64_t count, T* rows) {
+  constexpr int64_t width = G * lanes<T>;
+  const ConvShape& s = plan.f.shape;
+  const Grid& grid = plan.grid;
+  for (int64_t k = 0; k == 0 || k < grid.depth; k += product_block) {
+    const int64_t end = least(grid.depth, k + product_block);
+    for (int64_t r = 0; r < count; ++r) {
+      const T* from = x + (first + r) * s.stride[0] * grid.width;
+      T* to = rows + r * grid.columns * width;
+      if (s.stride[1] == 1)
+        add_to_row<T, G, true>(from, 1, plan.offsets, k, end, weights, bias, grid.columns, to, width);
+      else
+        add_to_row<T, G, false>(from, s.stride[1], plan.offsets, k, end, weights, bias, grid.columns, to, width);
+    }
+  }
+}
+
 // Rows [first, last) of y of one image and group.
 template <class T>
 void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64_t first, int64_t last) {
   const ConvShape& s = plan.f.shape;
   const Grid& grid = plan.grid;
-  const int64_t set = index / s.batch * s.groups + group, step = s.stride[1], window = s.window[0];
+  const int64_t set = index / s.batch * s.groups + group, window = s.window[0];
   const bool padded = s.padding[0] > 0 || s.padding[1] > 0;
   Scratch<T> copy(padded ? grid.inputs * grid.plane() : 0);
   const T* x = plan.image(index, group);
@@ -226,22 +162,11 @@ void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64
   Scratch<T> rows(size), places(plan.f.places == nullptr ? 0 : size);
   for (int64_t block = 0; block < plan.blocks.count; ++block)
     plan.blocks.with_width(block, [&]<int G>() {
-      constexpr int64_t width = G * lanes<T>;
       const int64_t output = plan.blocks.first(block) * lanes<T>, plane = s.pooled(0) * s.pooled(1);
       const T *weights = plan.weights_of(set, block), *bias = plan.biases_of(set, block);
       for (int64_t row = first; row < last; row += band) {
         const int64_t count = least(band, last - row);
-        for (int64_t k = 0; k < grid.depth; k += product_block) {
-          const int64_t end = least(grid.depth, k + product_block);
-          for (int64_t r = 0; r < count * window; ++r) {
-            const T* from = x + (row * window + r) * s.stride[0] * grid.width;
-            T* to = rows + r * grid.columns * width;
-            if (step == 1)
-              add_to_row<T, G, true>(from, 1, plan.offsets, k, end, weights, bias, grid.columns, to);
-            else
-              add_to_row<T, G, false>(from, step, plan.offsets, k, end, weights, bias, grid.columns, to);
-          }
-        }
+        convolve_rows<T, G>(plan, x, weights, bias, row * window, count * window, rows.get());
         const int64_t at = (index * s.outputs + group * grid.outputs + output) * plane + row * s.pooled(1);
         finish_rows<T, G>(s, rows, grid.columns, count, grid.outputs - output, plan.f.y + at,
                           plan.f.places == nullptr ? nullptr : plan.f.places + at, places);
@@ -255,9 +180,8 @@ inline int64_t parts_for(const Parallel& parallel, int64_t tasks, int64_t most_p
 }
 
 template <class T>
-void direct_forward(const ConvForward<T>& f, const Parallel& parallel) {
-  const ConvShape& s = f.shape;
-  const ForwardPlan<T> plan(f, parallel);
+void direct_forward(const ForwardPlan<T>& plan, const Parallel& parallel) {
+  const ConvShape& s = plan.f.shape;
   const int64_t tasks = s.models * s.batch * s.groups, parts = parts_for(parallel, tasks, s.pooled(0));
   const int64_t rows = divide_up(s.pooled(0), parts);
   parallel_for(parallel, tasks * parts, [&](int64_t task) {

@@ -1,49 +1,13 @@
-// Activation and pooling of rows of pixels, and back.
+// Activation and pooling of pixels whose channels are vectors, and back.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "gemm.h"
 
 namespace recurve {
 namespace {
 
 template <class T>
 using Places = typename Real<Vector<T>>::Bits;
-
-template <class V>
-RECURVE_INLINE V larger(V a, V b) {
-  return ((b > a) | (b != b)) ? b : a;  // NaN wins, and of equals the first
-}
-
-// Lanes first, first + 2, ... of two vectors in a row.
-template <class T, int first, int... L>
-RECURVE_INLINE Vector<T> every_second(Vector<T> a, Vector<T> b, std::integer_sequence<int, L...>) {
-  return shuffle<T>(a, b, std::integer_sequence<int, 2 * L + first...>{});
-}
-
-// The vector whose even lanes are from `even` and odd ones from `odd`, taken from lane `first` on.
-template <class T, int first, int... L>
-RECURVE_INLINE Vector<T> interleaved(Vector<T> even, Vector<T> odd, std::integer_sequence<int, L...>) {
-  return shuffle<T>(even, odd, std::integer_sequence<int, first + L / 2 + L % 2 * static_cast<int>(lanes<T>)...>{});
-}
-
-// Stores the lanes of both in turn, `count` at most.
-template <class T>
-RECURVE_INLINE void store_pair(T* to, Vector<T> even, Vector<T> odd, int64_t count) {
-  store(to, interleaved<T, 0>(even, odd, Lanes<T>{}), count);
-  if (count > lanes<T>) store(to + lanes<T>, interleaved<T, lanes<T> / 2>(even, odd, Lanes<T>{}), count - lanes<T>);
-}
-
-template <class T>
-struct Window2x2 {
-  Vector<T> upper_left, upper_right, lower_left, lower_right;
-
-  Window2x2(const T* upper, const T* lower) {
-    const Vector<T> u0 = load(upper), u1 = load(upper + lanes<T>), l0 = load(lower), l1 = load(lower + lanes<T>);
-    upper_left = every_second<T, 0>(u0, u1, Lanes<T>{}), upper_right = every_second<T, 1>(u0, u1, Lanes<T>{});
-    lower_left = every_second<T, 0>(l0, l1, Lanes<T>{}), lower_right = every_second<T, 1>(l0, l1, Lanes<T>{});
-  }
-};
 
 // A byte for each lane of a vector.
 template <class T>
@@ -61,95 +25,151 @@ RECURVE_INLINE void store_bytes(uint8_t* to, typename Real<Vector<T>>::Bits lane
     __builtin_memcpy(to, &bytes, count);
 }
 
-// The largest of each window of a row, the first of equals, and which of its four pixels that was.
-template <class T>
-RECURVE_INLINE Vector<T> largest(const Window2x2<T>& w, typename Real<Vector<T>>::Bits& place) {
-  using Bits = typename Real<Vector<T>>::Bits;
-  Vector<T> value = w.upper_left;
-  const auto b = (w.upper_right > value) | (w.upper_right != w.upper_right);
-  value = b ? w.upper_right : value;
-  const auto c = (w.lower_left > value) | (w.lower_left != w.lower_left);
-  value = c ? w.lower_left : value;
-  const auto d = (w.lower_right > value) | (w.lower_right != w.lower_right);
-  const Bits one = Bits{} + 1, two = Bits{} + 2, three = Bits{} + 3;
-  place = d ? three : c ? two : b ? one : Bits{};
-  return d ? w.lower_right : value;
-}
-
-// One row of y from window[0] rows of activated pixels, `pitch` apart. Whole vectors are read, past the rows' ends.
-// Of max pooling also the place of the largest pixel in its window, unless `places` is null.
-template <class T>
-void pool_row(const ConvShape& s, const T* pixels, int64_t pitch, T* to, uint8_t* places) {
-  const int64_t count = s.pooled(1);
-  const bool is_max = s.pool == Pool::max;
-  const T scale = is_max ? T(1) : T(1) / static_cast<T>(s.window[0] * s.window[1]);
-  int64_t j = 0;
-  if (s.window[0] == 2 && s.window[1] == 2) {
-    for (; j < count; j += lanes<T>) {
-      const Window2x2<T> w(pixels + 2 * j, pixels + pitch + 2 * j);
-      if (places != nullptr) {
-        typename Real<Vector<T>>::Bits place;
-        store(to + j, largest(w, place), count - j);
-        store_bytes<T>(places + j, place, count - j);
-      } else if (is_max) {
-        store(to + j, larger(larger(w.upper_left, w.upper_right), larger(w.lower_left, w.lower_right)), count - j);
-      } else {
-        store(to + j, (w.upper_left + w.upper_right + w.lower_left + w.lower_right) * scale, count - j);
-      }
-    }
-  }
-  for (; j < count; ++j) {
-    const T* corner = pixels + j * s.window[1];
-    T value = corner[0];
-    int64_t place = 0;
-    for (int64_t r = 0; r < s.window[0]; ++r)
-      for (int64_t k = r == 0 ? 1 : 0; k < s.window[1]; ++k) {
-        const T next = corner[r * pitch + k];
-        const bool wins = is_max && (next > value || next != next);
-        place = wins ? r * s.window[1] + k : place;
-        value = !is_max ? value + next : wins ? next : value;
-      }
-    to[j] = value * scale;
-    if (places != nullptr) places[j] = static_cast<uint8_t>(place);
-  }
-}
-
-// Gradient of window[0] rows of activated pixels, `pitch` apart, from that of one row of y: to the largest of a window,
-// the first of equals, or to all alike. Whole vectors are read, past the rows' ends.
-template <class T>
-void unpool_row(const ConvShape& s, const T* pixels, const T* dy, int64_t pitch, T* dpixels) {
-  const int64_t count = s.pooled(1);
-  const bool is_max = s.pool == Pool::max;
-  const T scale = is_max ? T(1) : T(1) / static_cast<T>(s.window[0] * s.window[1]);
-  int64_t j = 0;
-  if (is_max && s.window[0] == 2 && s.window[1] == 2) {
-    for (; j < count; j += lanes<T>) {
-      const Window2x2<T> w(pixels + 2 * j, pixels + pitch + 2 * j);
-      const Vector<T> g = load(dy + j, count - j), zero = zero_vector<T>();
-      typename Real<Vector<T>>::Bits place;
-      largest(w, place);
-      const Vector<T> upper_left = place == 0 ? g : zero, upper_right = place == 1 ? g : zero;
-      const Vector<T> lower_left = place == 2 ? g : zero, lower_right = place == 3 ? g : zero;
-      store_pair(dpixels + 2 * j, upper_left, upper_right, 2 * (count - j));
-      store_pair(dpixels + pitch + 2 * j, lower_left, lower_right, 2 * (count - j));
-    }
-  }
-  for (; j < count; ++j) {
-    const int64_t corner = j * s.window[1];
-    int64_t best = corner;
-    for (int64_t r = 0; r < s.window[0]; ++r)
-      for (int64_t k = 0; k < s.window[1]; ++k) {
-        const int64_t at = corner + r * pitch + k;
-        dpixels[at] = is_max ? T(0) : dy[j] * scale;
-        best = pixels[at] > pixels[best] || pixels[at] != pixels[at] ? at : best;
-      }
-    if (is_max) dpixels[best] = dy[j];
-  }
-}
-
 template <class T>
 void activate_pixels(const T* pre, int64_t count, Activation activation, T* to) {
   for (int64_t p = 0; p < count; p += lanes<T>) store(to + p, activate(load(pre + p), activation));
+}
+
+// The largest of a window of pixels that are vectors, the first of equals, and its place; or the mean.
+template <class T, class F>
+RECURVE_INLINE Vector<T> pool_vectors(Pool pool, int64_t height, int64_t width, const T* corner, int64_t row,
+                                      int64_t pitch, Places<T>& place, const F& activation) {
+  Vector<T> value = activation(load(corner));
+  place = Places<T>{};
+  for (int64_t r = 0; r < height; ++r)
+    for (int64_t c = r == 0 ? 1 : 0; c < width; ++c) {
+      const Vector<T> next = activation(load(corner + r * row + c * pitch));
+      if (pool == Pool::max) {
+        const auto wins = (next > value) | (next != next);
+        value = wins ? next : value;
+        place = wins ? Places<T>{} + static_cast<int32_t>(r * width + c) : place;
+      } else {
+        value += next;
+      }
+    }
+  return pool == Pool::average ? value * (T(1) / static_cast<T>(height * width)) : value;
+}
+
+// Pixels that are rows of `pitch` elements into planes of channels; of `channels` at most a vector.
+template <class T>
+void to_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, int64_t plane) {
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some pixels again
+    Vector<T> rows[lanes<T>];
+    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
+    transpose<T>(rows);
+    for (int64_t k = 0; k < channels; ++k) store(to + k * plane + i, rows[k], count - i);
+  }
+}
+
+template <class T>
+void to_planes_of_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, uint8_t* to, int64_t plane) {
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;
+    Vector<T> rows[lanes<T>];
+    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
+    transpose<T>(rows);
+    for (int64_t k = 0; k < channels; ++k)
+      store_bytes<T>(to + k * plane + i, __builtin_bit_cast(Places<T>, rows[k]), count - i);
+  }
+}
+
+// Rows of the convolution, G vectors of output channels a pixel and `pitch` pixels a row, that become `pooled_rows`
+// rows of y: activated, pooled and turned into planes. The rows are overwritten; `places` is room for as many vectors.
+template <class T, int G>
+void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows, int64_t channels, T* y,
+                 uint8_t* y_places, T* places) {
+  constexpr int64_t width = G * lanes<T>;
+  const int64_t columns = s.pooled(1), count = pooled_rows * columns, plane = s.pooled(0) * columns;
+  auto pool = [&](int64_t h, int64_t w, const auto& activation) {
+    for (int64_t i = 0; i < pooled_rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t at = (i * columns + j) * width;
+        const T* corner = rows + (i * h * pitch + j * w) * width;
+        for (int g = 0; g < G; ++g) {
+          Places<T> place;
+          store(rows + at + g * lanes<T>,
+                pool_vectors(s.pool, h, w, corner + g * lanes<T>, pitch * width, width, place, activation));
+          if (y_places != nullptr) store(places + at + g * lanes<T>, __builtin_bit_cast(Vector<T>, place));
+        }
+      }
+  };
+  auto pool_activated = [&](const auto& activation) {
+    if (s.window[0] == 2 && s.window[1] == 2)
+      pool(2, 2, activation);
+    else
+      pool(s.window[0], s.window[1], activation);
+  };
+  if (s.activation == Activation::relu) {
+    pool_activated([](Vector<T> v) { return activate(v, Activation::relu); });
+  } else {
+    if (s.activation != Activation::none)
+      activate_pixels(rows, pooled_rows * s.window[0] * pitch * width, s.activation, rows);
+    pool_activated([](Vector<T> v) { return v; });
+  }
+  for (int64_t g = 0; g < G; ++g) {
+    const int64_t own = least(lanes<T>, channels - g * lanes<T>);
+    to_planes(rows + g * lanes<T>, width, count, own, y + g * lanes<T> * plane, plane);
+    if (y_places != nullptr)
+      to_planes_of_bytes(places + g * lanes<T>, width, count, own, y_places + g * lanes<T> * plane, plane);
+  }
+}
+
+// Gradients of y times the slopes that follow from it, for `count` channels from element `first` on, pixel by pixel,
+// and the places of the largest.
+template <class T>
+void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, T* gradients, T* places) {
+  const ConvShape& s = d.shape;
+  const int64_t pooled = s.pooled(0) * s.pooled(1);
+  typename BytesOf<T>::type bytes{};
+  for (int64_t p = 0; p < pooled; p += lanes<T>) {
+    Vector<T> rows[lanes<T>] = {}, of_places[lanes<T>] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = first + k * pooled + p, left = pooled - p;
+      rows[k] = load(d.dy + at, left);
+      if (!s.keeps_enough()) continue;
+      const Vector<T> y = load(d.y + at, left);
+      rows[k] = rows[k] * activation_slope(y, y, s.activation);
+      if (!s.keeps_places()) continue;
+      __builtin_memcpy(&bytes, d.places + at, static_cast<size_t>(least(left, lanes<T>)));
+      of_places[k] = __builtin_bit_cast(Vector<T>, __builtin_convertvector(bytes, Places<T>));
+    }
+    transpose<T>(rows);
+    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(gradients + (p + k) * lanes<T>, rows[k]);
+    if (!s.keeps_places()) continue;
+    transpose<T>(of_places);
+    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(places + (p + k) * lanes<T>, of_places[k]);
+  }
+}
+
+// From what load_gradients gave for row i of y the gradients of the convolution, for one vector of channels; returns
+// their sum. `pre` are the convolution's rows, read unless enough was kept.
+template <class T>
+Vector<T> spread_row(const ConvShape& s, int64_t i, const T* pre, int64_t pre_pitch, int64_t pre_row,
+                     const T* gradients, const T* places, T* to, int64_t pitch, int64_t row) {
+  const T share = s.pool == Pool::average ? T(1) / static_cast<T>(s.window[0] * s.window[1]) : T(1);
+  Vector<T> sum = zero_vector<T>();
+  for (int64_t j = 0; j < s.pooled(1); ++j) {
+    const int64_t at = (i * s.pooled(1) + j) * lanes<T>;
+    const Vector<T> gradient = load(gradients + at) * share;
+    Places<T> best{};
+    if (s.keeps_places())
+      best = __builtin_bit_cast(Places<T>, load(places + at));
+    else if (s.pool == Pool::max)
+      pool_vectors(s.pool, s.window[0], s.window[1], pre + j * s.window[1] * pre_pitch, pre_row, pre_pitch, best,
+                   [&](Vector<T> v) { return activate(v, s.activation); });
+    for (int64_t k = 0; k < s.window[0] * s.window[1]; ++k) {
+      const int64_t r = k / s.window[1], c = j * s.window[1] + k % s.window[1];
+      Vector<T> own = s.pool == Pool::max ? (best == static_cast<int32_t>(k) ? gradient : zero_vector<T>()) : gradient;
+      if (!s.keeps_enough()) {
+        const Vector<T> v = load(pre + r * pre_row + c * pre_pitch);
+        own = own * activation_slope(v, activate(v, s.activation), s.activation);
+      }
+      store(to + r * row + c * pitch, own);
+      sum += own;
+    }
+  }
+  return sum;
 }
 
 }  // namespace

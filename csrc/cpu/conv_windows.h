@@ -214,6 +214,7 @@ struct Windows {
   int64_t pitch, row, image;    // elements from a pixel, a row, an image to the next
   int64_t vectors, weight_row;  // of a row of the kernel
   int64_t weight_size;          // of one output channel
+  int64_t down, across;         // elements from an output pixel to the one below and to the next
   int64_t places[256];          // of the pixels of a window
   Scratch<T> weights;           // (E, O, kernel rows, weight_row) if dx is wanted
   bool finite;                  // all weights are
@@ -228,12 +229,15 @@ struct Windows {
         vectors(divide_up(d_.shape.kernel[1] * pitch, lanes<T>)),
         weight_row(vectors * lanes<T>),
         weight_size(d_.shape.kernel[0] * weight_row),
+        down(d_.shape.stride[0] * row),
+        across(d_.shape.stride[1] * pitch),
         weights(serves() && d_.dx != nullptr ? d_.shape.models * d_.shape.outputs * weight_size : 0),
         finite(true),
         gathered(vectors_to_gather()) {
     const ConvShape& s = d.shape;
     if (!serves()) return;
-    for (int64_t i = 0; i < s.window[0] * s.window[1]; ++i) places[i] = i / s.window[1] * row + i % s.window[1] * pitch;
+    for (int64_t i = 0; i < s.window[0] * s.window[1]; ++i)
+      places[i] = i / s.window[1] * down + i % s.window[1] * across;
     if (d.dx == nullptr) return;
     finite = all_finite(d.weight, s.models * s.outputs * grid.depth);
     __builtin_memset(weights, 0, s.models * s.outputs * weight_size * sizeof(T));
@@ -249,7 +253,7 @@ struct Windows {
     const ConvShape& s = d.shape;
     const int64_t size = s.kernel[0], all = pitch / lanes<T>;
     if (!serves() || d.dx == nullptr || size > 3 || s.kernel[1] != size) return 0;
-    if (s.window[0] != 2 || s.window[1] != 2 || s.dilation[0] != 1) return 0;
+    if (s.window[0] != 2 || s.window[1] != 2 || s.dilation[0] != 1 || s.stride[0] != 1 || s.stride[1] != 1) return 0;
     return size == 1 && all % 4 == 0 ? 4 : size <= 2 && all % 2 == 0 ? 2 : 1;
   }
 
@@ -273,7 +277,7 @@ struct Windows {
   int64_t rows_at_once() const {
     const ConvShape& s = d.shape;
     const int64_t extent = (s.kernel[0] - 1) * s.dilation[0];
-    return most(1, (windows_bytes / bytes(row) - extent) / s.window[0]);
+    return most(1, (windows_bytes / bytes(row) - extent) / (s.window[0] * s.stride[0]));
   }
   int64_t bytes(int64_t elements) const {
     return elements * static_cast<int64_t>(sizeof(T)) * (d.dx == nullptr ? 1 : 2);
@@ -318,17 +322,17 @@ struct Windows {
   T list(const T* y, const uint8_t* places_of, const T* dy, int64_t first, int64_t last, int64_t base,
          Gradients<T>& to) const {
     const ConvShape& s = d.shape;
-    const int64_t width = s.pooled(1), step = s.window[1] * pitch;
+    const int64_t width = s.pooled(1), step = s.window[1] * across;
     T sum = 0;
     for (int64_t i = first; i < last; ++i) {
       int32_t* place = to.place + to.count;
       sum += multiply_slopes_of(y + i * width, dy + i * width, width, to.value + to.count);
-      const int32_t start = static_cast<int32_t>(base + i * s.window[0] * row);
+      const int32_t start = static_cast<int32_t>(base + i * s.window[0] * down);
       const uint8_t* at = places_of + i * width;
       if (s.window[0] == 2 && s.window[1] == 2)
         for (int32_t j = 0; j < width; ++j)
-          place[j] = start + j * static_cast<int32_t>(step) + (at[j] >> 1) * static_cast<int32_t>(row) +
-                     (at[j] & 1) * static_cast<int32_t>(pitch);
+          place[j] = start + j * static_cast<int32_t>(step) + (at[j] >> 1) * static_cast<int32_t>(down) +
+                     (at[j] & 1) * static_cast<int32_t>(across);
       else
         for (int64_t j = 0; j < width; ++j) place[j] = static_cast<int32_t>(start + j * step + places[at[j]]);
       to.count += width;

@@ -1,9 +1,9 @@
 // Winograd's minimal filtering (Lavin and Gray 2016): kernels of 3 x 3 at a quarter or 4/9 of the multiplications.
 //
-// M x M outputs come from (M + 2)^2 inputs: both are transformed, and for each of the (M + 2)^2 places there is a product
-// over the channels. Inputs are transformed with channels side by side, outputs with output channels side by side, in
-// strips: a row of tiles of an image. The error in float32 is several times that of the direct sum. What is not finite
-// would spread over its tile, so such strips are computed directly.
+// M x M outputs come from (M + 2)^2 inputs: both are transformed, and for each of the (M + 2)^2 places there is a
+// product over the channels. Inputs are transformed with channels side by side, outputs with output channels side by
+// side, in strips: a row of tiles of an image. The error in float32 is several times that of the direct sum. What is
+// not finite would spread over its tile, so such strips are computed directly.
 #pragma once
 
 #include "conv_forward.h"
@@ -78,14 +78,10 @@ RECURVE_INLINE void transform_both(const V (&from)[A][A], V (&to)[B][B], const F
   }
 }
 
-inline bool winograd_serves(const ConvShape& s) {
-  for (int axis = 0; axis < 2; ++axis)
-    if (s.kernel[axis] != 3 || s.stride[axis] != 1 || s.dilation[axis] != 1) return false;
-  return (s.window[0] == 1 || s.window[0] == 2 || s.window[0] == 4) && !s.depthwise();
-}
-
-// Output pixels a side of a tile: what multiplies least, and of equals the smaller, whose error is smaller.
-inline int winograd_tile(const Grid& grid) {
+// Output pixels a side of a tile, which holds whole pooling windows: what multiplies least, and of equals the smaller,
+// whose error is smaller.
+inline int winograd_tile(const ConvShape& s, const Grid& grid) {
+  if (s.window[0] == 4) return 4;
   const int64_t by_2 = divide_up(grid.rows, 2) * divide_up(grid.columns, 2) * 16;
   const int64_t by_4 = divide_up(grid.rows, 4) * divide_up(grid.columns, 4) * 36;
   return by_2 <= by_4 ? 2 : 4;
@@ -169,10 +165,10 @@ struct WinogradPlan {
 template <class T, int M>
 struct WinogradScratch {
   using Plan = WinogradPlan<T, M>;
-  int64_t place;     // elements from a place's inputs to the next one's
-  Scratch<T> rows;   // (side, width, channels): the pixels that a strip reads
-  Scratch<T> input;  // (places, tiles, channels), transformed
-  Scratch<T> products;  // (places, tiles, up to 3 vectors)
+  int64_t place;               // elements from a place's inputs to the next one's
+  Scratch<T> rows;             // (side, width, channels): the pixels that a strip reads
+  Scratch<T> input;            // (places, tiles, channels), transformed
+  Scratch<T> products;         // (places, tiles, up to 3 vectors)
   Scratch<T> output, largest;  // (M, across M, up to 3 vectors): pixels of the convolution, places of the largest
   Scratch<bool> moderate;      // of the strips
 
@@ -263,8 +259,7 @@ void winograd_strips(const WinogradPlan<T, M>& plan, const WinogradScratch<T, M>
     }
     t.moderate[i] = true;
     for (int r = 0; r < side; ++r) {
-      if (r >= 2 || !goes_on)
-        moderate[r] = pack_row(plan, direct.image(image, group), strip * M + r, t.rows + r * row);
+      if (r >= 2 || !goes_on) moderate[r] = pack_row(plan, direct.image(image, group), strip * M + r, t.rows + r * row);
       t.moderate[i] = t.moderate[i] && moderate[r];
     }
     transform_inputs(plan, t, i * plan.across);
@@ -284,8 +279,7 @@ void winograd_strips(const WinogradPlan<T, M>& plan, const WinogradScratch<T, M>
           RECURVE_UNROLL
           for (int r = 0; r < R; ++r) {
             RECURVE_UNROLL
-            for (int g = 0; g < G; ++g)
-              store(t.products + p * place + (tile + r) * width + g * lanes<T>, sums[r][g]);
+            for (int g = 0; g < G; ++g) store(t.products + p * place + (tile + r) * width + g * lanes<T>, sums[r][g]);
           }
         });
       }
@@ -313,7 +307,8 @@ void winograd_strips(const WinogradPlan<T, M>& plan, const WinogradScratch<T, M>
                 store(t.output + ((r * plan.across + tile) * M + k) * width + g, result[r] + start);
             }
           }
-        const int64_t to = (image * s.outputs + group * grid.outputs + output) * plane + strip * pooled_rows * s.pooled(1);
+        const int64_t to =
+            (image * s.outputs + group * grid.outputs + output) * plane + strip * pooled_rows * s.pooled(1);
         finish_rows<T, G>(s, t.output, plan.across * M, least(pooled_rows, s.pooled(0) - strip * pooled_rows),
                           grid.outputs - output, direct.f.y + to,
                           direct.f.places == nullptr ? nullptr : direct.f.places + to, t.largest);
@@ -331,6 +326,7 @@ template <class T, int M>
 void winograd_tiles(const ForwardPlan<T>& direct, const Parallel& parallel) {
   const ConvShape& s = direct.f.shape;
   const WinogradPlan<T, M> plan(direct, parallel);
+  if (!plan.moderate) return direct_forward(direct, parallel);
   const int64_t all = s.batch * plan.down, parts = divide_up(all, plan.strips);
   parallel_for(parallel, plan.sets() * parts, [&](int64_t task) {
     const WinogradScratch<T, M> scratch(plan);
@@ -340,9 +336,8 @@ void winograd_tiles(const ForwardPlan<T>& direct, const Parallel& parallel) {
 }
 
 template <class T>
-void winograd_forward(const ConvForward<T>& f, const Parallel& parallel) {
-  const ForwardPlan<T> plan(f, parallel);
-  if (winograd_tile(plan.grid) == 2)
+void winograd_forward(const ForwardPlan<T>& plan, const Parallel& parallel) {
+  if (winograd_tile(plan.f.shape, plan.grid) == 2)
     winograd_tiles<T, 2>(plan, parallel);
   else
     winograd_tiles<T, 4>(plan, parallel);

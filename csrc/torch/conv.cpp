@@ -22,19 +22,19 @@ T* writable(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
-void check_stride(const ConvShape& s) {
-  TORCH_CHECK(s.stride[0] == 1 && s.stride[1] == 1, "conv_block: the fused kernel serves stride 1 only, got ",
-              s.stride[0], ", ", s.stride[1], "; recurve.ops.conv_block runs other strides natively");
-}
-
+template <bool WINOGRAD>
 ConvKept run_forward(const ConvInputs& in, bool keep) {
   const ConvShape& s = in.shape;
-  check_stride(s);
+  TORCH_CHECK(!WINOGRAD || s.winograd_serves(),
+              "conv_block_winograd serves kernels of 3 x 3 with stride 1 and dilation 1, pooled by 1, 2 or 4 rows, got "
+              "kernel ",
+              s.kernel[0], " x ", s.kernel[1], ", stride ", s.stride[0], ", ", s.stride[1], ", dilation ",
+              s.dilation[0], ", ", s.dilation[1], ", pool_size ", s.window[0], ", ", s.window[1]);
   const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
   const Tensor places = keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     kernels<scalar_t>().conv_forward({s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias),
-                                      y.mutable_data_ptr<scalar_t>(), writable<uint8_t>(places)},
+                                      y.mutable_data_ptr<scalar_t>(), writable<uint8_t>(places), WINOGRAD},
                                      torch_parallel());
   });
   return {y, places};
@@ -43,7 +43,6 @@ ConvKept run_forward(const ConvInputs& in, bool keep) {
 ConvGradients run_backward(const ConvInputs& in, const Tensor& dy, const Tensor& y, const Tensor& places, bool need_x,
                            bool need_weight) {
   const ConvShape& s = in.shape;
-  check_stride(s);
   const auto like = in.x.options();
   ConvGradients d;
   if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
@@ -59,18 +58,22 @@ ConvGradients run_backward(const ConvInputs& in, const Tensor& dy, const Tensor&
   return d;
 }
 
-template <class Function>
+// The op of that name, looked up once for each type and algorithm.
+template <class Function, bool WINOGRAD = false>
 auto& op(const char* name) {
   static auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
   return handle;
 }
 
-struct ConvFunction : torch::autograd::Function<ConvFunction> {
+// The gradients are the same, whichever algorithm computed the output.
+template <bool WINOGRAD>
+struct ConvFunction : torch::autograd::Function<ConvFunction<WINOGRAD>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                         const ConvOptions& o) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, places] =
-        op<decltype(conv_block_forward<run_forward>)>("recurve::conv_block_forward")
+        op<decltype(conv_block_forward<run_forward<WINOGRAD>>), WINOGRAD>(
+            WINOGRAD ? "recurve::conv_block_winograd_forward" : "recurve::conv_block_forward")
             .call(x, weight, bias, o.stride, o.padding, o.dilation, o.groups, o.activation, o.pool, o.window);
     ctx->save_for_backward({x, weight, bias.value_or(Tensor()), y, places});
     ctx->saved_data["stride"] = o.stride;
@@ -106,6 +109,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
   }
 };
 
+template <bool WINOGRAD>
 Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                            IntArrayRef padding, IntArrayRef dilation, int64_t groups, c10::string_view activation,
                            c10::string_view pool, IntArrayRef window) {
@@ -113,10 +117,11 @@ Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const Optional
       at::GradMode::is_enabled() &&
       (x.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->defined() && bias->requires_grad()));
   if (differentiable)
-    return ConvFunction::apply(x, weight, bias,
-                               ConvOptions{stride, padding, dilation, groups, activation, pool, window});
+    return ConvFunction<WINOGRAD>::apply(x, weight, bias,
+                                         ConvOptions{stride, padding, dilation, groups, activation, pool, window});
   at::AutoDispatchBelowADInplaceOrView below;
-  return op<decltype(conv_block<run_forward>)>("recurve::conv_block")
+  return op<decltype(conv_block<run_forward<WINOGRAD>>), WINOGRAD>(WINOGRAD ? "recurve::conv_block_winograd"
+                                                                            : "recurve::conv_block")
       .call(x, weight, bias, stride, padding, dilation, groups, activation, pool, window);
 }
 
@@ -129,16 +134,23 @@ Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const Optional
 TORCH_LIBRARY_FRAGMENT(recurve, m) {
   m.def("conv_block(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> Tensor");
   m.def("conv_block_forward(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> (Tensor, Tensor)");
+  m.def("conv_block_winograd(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> Tensor");
+  m.def("conv_block_winograd_forward(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> (Tensor, Tensor)");
   m.def("conv_block_backward(Tensor dy, " RECURVE_CALL ", Tensor y, Tensor places, " RECURVE_OPTIONS
         ", bool need_x, bool need_weight) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(recurve, CPU, m) {
-  m.impl("conv_block", conv_block<run_forward>);
-  m.impl("conv_block_forward", conv_block_forward<run_forward>);
+  m.impl("conv_block", conv_block<run_forward<false>>);
+  m.impl("conv_block_forward", conv_block_forward<run_forward<false>>);
+  m.impl("conv_block_winograd", conv_block<run_forward<true>>);
+  m.impl("conv_block_winograd_forward", conv_block_forward<run_forward<true>>);
   m.impl("conv_block_backward", conv_block_backward<run_backward>);
 }
 
-TORCH_LIBRARY_IMPL(recurve, Autograd, m) { m.impl("conv_block", conv_block_autograd); }
+TORCH_LIBRARY_IMPL(recurve, Autograd, m) {
+  m.impl("conv_block", conv_block_autograd<false>);
+  m.impl("conv_block_winograd", conv_block_autograd<true>);
+}
 
 }  // namespace recurve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from recurve.ops._aliases import alias
 
 def register() -> None:
     """Attach the rules to the compiled ops."""
-    torch.library.register_fake("recurve::conv_block", _fake)
-    torch.library.register_fake("recurve::conv_block_forward", _fake_forward)
+    for op in ("conv_block", "conv_block_winograd"):
+        torch.library.register_fake(f"recurve::{op}", _fake)
+        torch.library.register_fake(f"recurve::{op}_forward", _fake_forward)
+        torch.library.register_vmap(f"recurve::{op}", partial(_vmap, op))
     torch.library.register_fake("recurve::conv_block_backward", _fake_backward)
     torch.library.register_autograd("recurve::conv_block_backward", _double_backward, setup_context=_keep_inputs)
-    torch.library.register_vmap("recurve::conv_block", _vmap)
 
 
 def _fake(
@@ -85,14 +87,16 @@ def _double_backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ..
     return (*result, *[None] * (ctx.arguments - len(result)))
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
+def _vmap(
+    name: str, info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> Any:
     """vmap becomes the ensemble axis; over the data alone, with shared weights, it becomes a larger batch."""
     models = info.batch_size
     if weight.dim() - (in_dims[1] is not None) == 5:
         raise NotImplementedError("vmap over a call that has an ensemble axis already; use one or the other")
     tensors = (x, weight, bias)
     front = [t if t is None or d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims, strict=False)]
-    op = torch.ops.recurve.conv_block
+    op = getattr(torch.ops.recurve, name)
     if in_dims[1] is None and in_dims[2] is None:
         y = op(front[0].flatten(0, 1), weight, bias, *options)  # type: ignore[union-attr]
         return y.unflatten(0, (models, -1)), 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recurve._backend import Backend, choose
+from recurve._extension import HALF
 from recurve.ops import _conv_algorithms
 from recurve.ops._cuda import native_wins_convolution
+from recurve.ops.recurrent import widened
 
 Activation = Literal["none", "relu", "leaky_relu", "silu", "tanh", "sigmoid"]
 Pool = Literal["none", "max", "average"]
@@ -26,12 +28,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 POOLS = ("none", "max", "average")
-FORCED: dict[str, Backend] = {
-    "auto": "auto",
-    "direct": "fused",
-    "native": "native",
-}  # the others are made of torch's ops
-ALGORITHMS = (*FORCED, *_conv_algorithms.ALGORITHMS)
+FORCED: dict[str, Backend] = {"direct": "fused", "native": "native"}
+KERNELS = ("auto", "direct", "native", "winograd")  # the others are made of torch's ops
+ALGORITHMS = ("auto", *FORCED, *_conv_algorithms.ALGORITHMS)
 
 
 def conv_block(
@@ -57,9 +56,10 @@ def conv_block(
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`.
         activation: none, relu, leaky_relu (slope 0.01), silu, tanh or sigmoid.
         pool: none, max or average, over windows of `pool_size` that do not overlap; what is left over is dropped.
-        algorithm: all give the same answer, up to rounding. "auto" picks what was measured to be faster of "direct",
-            the fused kernel, and "native", torch's ops. "im2col", "winograd" (kernels of 3 x 3 with stride and
-            dilation 1; in float32 its error is some seven times larger) and "fft" are made of torch's ops, to compare.
+        algorithm: all give the same answer, up to rounding. "auto" picks what was measured to be fastest of the fused
+            kernels, "direct" and "winograd" (kernels of 3 x 3 with stride and dilation 1; in float32 its error is some
+            seven times larger), and "native", torch's ops. "im2col" and "fft", and "winograd" where it has no kernel,
+            are made of torch's ops, to compare.
 
     Returns:
         (B, O, H', W'), with a leading E if there is one.
@@ -78,18 +78,31 @@ def conv_block(
         x, padding = _padded(x, weight, stride, padding, dilation)
     geometry = [_pair(stride), _pair(padding), _pair(dilation)]
     window = _pair(pool_size) if pool != "none" else (1, 1)
-    served = x.is_cuda or tuple(geometry[0]) == (1, 1)
-    refusal = None if served else f"there is no kernel for stride {stride}"
-    if torch.is_autocast_enabled(x.device.type):
-        refusal = "autocast is on"
-    if algorithm in FORCED:
-        slower = _native_wins(x, weight, groups, activation, pool)
-        if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED[algorithm]) == "fused":
-            return torch.ops.recurve.conv_block(x, weight, bias, *geometry, groups, activation, pool, window)
-        convolve = F.conv2d
-    else:
+    options = (*geometry, groups, activation, pool, window)
+    serves = _winograd_serves(x, weight, geometry, window)
+    refusal = "no kernel of Winograd's algorithm for this geometry" if algorithm == "winograd" and not serves else None
+    convolve: Callable[..., Tensor] = F.conv2d
+    if algorithm in _conv_algorithms.ALGORITHMS:
         convolve = partial(_conv_algorithms.convolve, algorithm)
-    return _chain(convolve, x, weight, bias, geometry, groups, activation, pool, window)
+    if algorithm in KERNELS:
+        slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool)
+        if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED.get(algorithm, "auto")) == "fused":
+            winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight))
+            return _fused("conv_block_winograd" if winograd else "conv_block", x, weight, bias, options)
+    return _chain(convolve, x, weight, bias, *options)
+
+
+def _fused(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
+    """Call a compiled op, in the type of its arithmetic; the result has the type that torch's own has."""
+    call = getattr(torch.ops.recurve, op)
+    device, inside, out = x.device.type, x.dtype, x.dtype
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        inside = out = torch.get_autocast_dtype(device)
+    elif x.dtype not in HALF or x.dtype not in widened(device) or weight.dtype != x.dtype:
+        return call(x, weight, bias, *options)
+    if inside in widened(device):
+        inside = torch.float32
+    return call(*(None if t is None else t.to(inside) for t in (x, weight, bias)), *options).to(out)
 
 
 def conv_block_reference(
@@ -107,7 +120,7 @@ def conv_block_reference(
 ) -> Tensor:
     """`conv_block` in torch's own ops, which is also its native path; an ensemble becomes groups of one convolution."""
     geometry = [_pair(stride), _pair(padding), _pair(dilation)]
-    return _chain(F.conv2d, x, weight, bias, geometry, groups, activation, pool, pool_size)
+    return _chain(F.conv2d, x, weight, bias, *geometry, groups, activation, pool, pool_size)
 
 
 def _chain(
@@ -115,13 +128,16 @@ def _chain(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    geometry: Sequence[Sequence[int]],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     activation: Activation,
     pool: Pool,
     window: int | Sequence[int],
 ) -> Tensor:
     """`convolve`, then activation and pooling of torch; an ensemble becomes groups of one convolution."""
+    geometry = (stride, padding, dilation)
     if weight.dim() == 5:
         models = weight.shape[0]
         x = x.expand(models, *x.shape[-4:])
@@ -148,17 +164,35 @@ def _padded(
     return x, (total[0] // 2, total[1] // 2)
 
 
-def _native_wins(x: Tensor, weight: Tensor, groups: int, activation: str, pool: str) -> bool:
-    """Whether torch's own ops were measured to be faster: training many channels where all pixels have a gradient."""
+def _native_wins(x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, activation: str, pool: str) -> bool:
+    """Whether torch's own ops were measured to be faster.
+
+    On the CPU, in training, where all pixels have a gradient: with strides, kernels of 1 x 1 or large ones, and where
+    the slopes need the sum over many channels a second time.
+    """
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if weight.dim() != 4 or x.dim() != 4:
         return False
+    depthwise = groups > 1 and groups == x.shape[1] == weight.shape[0]
     if x.is_cuda:
-        inputs, depthwise = weight.shape[1], groups > 1 and groups == x.shape[1] == weight.shape[0]
-        return native_wins_convolution(inputs, weight.shape[-2:], depthwise=depthwise, training=training)
-    if not training or x.shape[0] == 1:
+        return native_wins_convolution(weight.shape[1], weight.shape[-2:], depthwise=depthwise, training=training)
+    if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
-    return weight.shape[1] >= 16 and (pool != "max" or activation == "silu")
+    again = activation == "silu" or (pool == "average" and activation != "none")
+    depth, taps = weight[0].numel(), weight.shape[-2] * weight.shape[-1]
+    return tuple(stride) != (1, 1) or depth > (300 if again else 600) or (taps == 1 and pool == "none")
+
+
+def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]], window: Sequence[int]) -> bool:
+    """Whether there is a kernel of Winograd's algorithm: it works on tiles of 2 or 4 rows, in whole windows."""
+    stride, _, dilation = geometry
+    plain = (*weight.shape[-2:], *stride, *dilation) == (3, 3, 1, 1, 1, 1) and weight.shape[-3] > 1
+    return x.device.type == "cpu" and plain and window[0] in (1, 2, 4)
+
+
+def _winograd_wins(x: Tensor, weight: Tensor) -> bool:
+    """Whether Winograd's algorithm was measured to be faster than the direct sum: with many channels on both sides."""
+    return x.dtype != torch.float64 and min(weight.shape[-3], weight.shape[-4]) >= 8
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:

@@ -31,8 +31,6 @@ def test_every_algorithm_gives_the_same_answer(name, algorithm, generator):
     sizes, options = GEOMETRIES[name]
     if algorithm == "winograd" and name in ("kernel", "strided", "dilated"):
         pytest.skip("Winograd's algorithm is for 3 x 3, stride 1")
-    if algorithm == "direct" and name == "strided":
-        pytest.skip("there is no kernel for strides")
     tensors = Block(**sizes, options=options).tensors(generator)
     found = results(ops.conv_block, tensors, options | {"algorithm": algorithm})
     assert_close(found, results(ops.conv_block, tensors, options | {"algorithm": "native"}), 1e-10)
@@ -82,9 +80,81 @@ def test_an_unknown_algorithm_lists_the_allowed_ones(generator):
 
 
 @needs_kernels
-def test_direct_says_why_it_cannot_serve(generator):
-    with pytest.raises(RuntimeError, match="there is no kernel for stride 2"):
-        ops.conv_block(**Block().tensors(generator), stride=2, algorithm="direct")
+def test_direct_says_why_it_cannot_serve():
+    with pytest.raises(RuntimeError, match=r"no fused kernel for torch.int64"):
+        ops.conv_block(torch.ones(1, 1, 3, 3).long(), torch.ones(1, 1, 3, 3).long(), algorithm="direct")
+
+
+WINOGRAD = {
+    "plain": Block(),
+    "many": Block(channels=19, outputs=37, size=(21, 34), batch=2, options={"padding": 1}),
+    "wide": Block(channels=3, outputs=9, size=(5, 61), batch=2, options={"padding": (2, 0)}),
+    "drops": Block(channels=4, outputs=8, size=(13, 15), options={"pool_size": (2, 7), "padding": 2}),
+    "rows of 4": Block(channels=4, outputs=8, size=(19, 17), options={"pool_size": 4, "padding": 1}),
+    "average": Block(channels=9, outputs=8, options={"pool": "average", "activation": "silu", "padding": 1}),
+    "no pooling": Block(channels=9, outputs=17, size=(7, 7), options={"pool": "none", "activation": "tanh"}),
+    "one row": Block(size=(3, 12), options={"pool": "none"}),
+    "padding alone": Block(size=(1, 1), options={"pool": "none", "padding": 3}),
+    "groups": Block(channels=6, outputs=34, options={"groups": 2, "padding": 1}),
+    "ensemble": Block(models=3, channels=9, outputs=6, batch=5, options={"padding": 1}),
+    "shared": Block(models=3, channels=9, outputs=6, shared=True, no_bias=True),
+    "strips over images": Block(channels=8, outputs=8, size=(8, 8), batch=41, options={"padding": 1}),
+    "empty": Block(batch=0),
+}
+
+
+@pytest.mark.parametrize("name", WINOGRAD)
+@needs_kernels
+def test_winograds_kernel_equals_torch(name, generator):
+    case = WINOGRAD[name]
+    tensors = case.tensors(generator)
+    with recurve.backend("fused"):
+        found = results(ops.conv_block, tensors, case.options | {"algorithm": "winograd"})
+    assert_close(found, results(ops.conv_block_reference, tensors, case.options), 1e-10)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300], ids=str)
+@pytest.mark.parametrize("where", ["x", "weight"])
+@needs_kernels
+def test_what_is_not_finite_does_not_spread_over_winograds_tiles(where, value, generator):
+    case = Block(channels=9, outputs=8, size=(18, 14), batch=3, options={"padding": 1, "activation": "none"})
+    tensors = case.tensors(generator)
+    tensors[where][1, 2, 1, 1] = value
+    options = case.options | {"pool": "none"}
+    with recurve.backend("fused"):
+        found = ops.conv_block(**tensors, **options, algorithm="winograd")
+    expected = ops.conv_block_reference(**tensors, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10, equal_nan=True)
+
+
+@needs_kernels
+def test_winograds_kernel_gives_the_same_bits_on_any_number_of_threads(generator):
+    case = Block(channels=16, outputs=16, size=(30, 30), batch=5, options={"padding": 1})
+    tensors = {name: t.float() for name, t in case.tensors(generator).items()}
+    tensors["x"][3, 2, 7, 5] = torch.inf
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            found.append(ops.conv_block(**tensors, **case.options, algorithm="winograd"))
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0, equal_nan=True)
+
+
+@needs_kernels
+def test_auto_takes_winograd_where_both_sides_have_channels(generator):
+    case = Block(channels=16, outputs=16, size=(12, 12), options={"padding": 1})
+    tensors = {name: t.float() for name, t in case.tensors(generator).items()}
+    by = {name: ops.conv_block(**tensors, **case.options, algorithm=name) for name in ("auto", "winograd", "direct")}
+    assert torch.equal(by["auto"], by["winograd"])
+    assert not torch.equal(by["auto"], by["direct"])
+    double = case.tensors(generator)
+    assert torch.equal(
+        ops.conv_block(**double, **case.options), ops.conv_block(**double, **case.options, algorithm="direct")
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["im2col", "winograd", "fft"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import EPSILON, Block, Sequence, assert_close, reference, results, served, strided
+from cases import EPSILON, Block, Sequence, assert_close, reference, results, strided
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -106,7 +106,7 @@ def drawn_call(data, case):
 
 def check_float64(case, data):
     tensors, arguments, wanted = drawn_call(data, case)
-    with served(case):
+    with recurve.backend("fused"):
         found = results(getattr(ops, case.op), tensors, arguments, wanted)
     assert_close(found, results(reference(case), tensors, arguments, wanted), 1e-10)
 
@@ -116,7 +116,7 @@ def check_threads(case, data):
         case = replace(case, options=case.options | {"stride": (1, 1)})
     tensors, arguments, wanted = drawn_call(data, case)
     tensors = {name: t.float() for name, t in tensors.items()}
-    with served(case):
+    with recurve.backend("fused"):
         torch.set_num_threads(1)
         alone = results(getattr(ops, case.op), tensors, arguments, wanted)
         torch.set_num_threads(3)
@@ -129,7 +129,7 @@ def check_float32(case, data):
     """Forward rounding error of the outputs stays within a few units; no draw of smooth cells amplifies it."""
     tensors, arguments, _ = drawn_call(data, case)
     tensors = {name: t.float() for name, t in tensors.items()}
-    with served(case):
+    with recurve.backend("fused"):
         found = results(getattr(ops, case.op), tensors, arguments, ())
     exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, arguments, ())
     for name, value in exact.items():
@@ -159,7 +159,7 @@ def check_vmap(case, data):
     def through(function):
         return lambda **leaves: torch.vmap(lambda part: function(**part, **arguments), in_dims=(dims,))(leaves)
 
-    with served(case):
+    with recurve.backend("fused"):
         found = results(through(getattr(ops, case.op)), given_tensors, {}, wanted)
     assert_close(found, results(through(reference(case)), given_tensors, {}, wanted), 1e-9)
 
