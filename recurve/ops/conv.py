@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recurve._backend import Backend, choose
-from recurve._extension import HALF
 from recurve.ops import _conv_algorithms
 from recurve.ops._cuda import native_wins_convolution
 from recurve.ops.recurrent import widened
@@ -76,7 +75,7 @@ def conv_block(
         raise ValueError(f"algorithm {algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
     if isinstance(padding, str):
         x, padding = _padded(x, weight, stride, padding, dilation)
-    geometry = [_pair(stride), _pair(padding), _pair(dilation)]
+    geometry = (_pair(stride), _pair(padding), _pair(dilation))
     window = _pair(pool_size) if pool != "none" else (1, 1)
     options = (*geometry, groups, activation, pool, window)
     serves = _winograd_serves(x, weight, geometry, window)
@@ -98,7 +97,7 @@ def _fused(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, options: tup
     device, inside, out = x.device.type, x.dtype, x.dtype
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         inside = out = torch.get_autocast_dtype(device)
-    elif x.dtype not in HALF or x.dtype not in widened(device) or weight.dtype != x.dtype:
+    elif x.dtype not in widened(device) or any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
         return call(x, weight, bias, *options)
     if inside in widened(device):
         inside = torch.float32
@@ -119,7 +118,7 @@ def conv_block_reference(
     pool_size: int | Sequence[int] = 2,
 ) -> Tensor:
     """`conv_block` in torch's own ops, which is also its native path; an ensemble becomes groups of one convolution."""
-    geometry = [_pair(stride), _pair(padding), _pair(dilation)]
+    geometry = (_pair(stride), _pair(padding), _pair(dilation))
     return _chain(F.conv2d, x, weight, bias, *geometry, groups, activation, pool, pool_size)
 
 

@@ -22,7 +22,7 @@ TORCH_SOURCES = (
 )
 SUITES = {
     "recurrent": ["test_ops_recurrent.py"],
-    "conv": ["test_ops_conv.py"],
+    "conv": ["test_ops_conv.py", "test_conv_algorithms.py"],
     "probe": ["test_probe.py"],
     "threads": ["test_instruction_sets.py", "-k", "any_number_of_threads"],
 }
@@ -252,16 +252,17 @@ MUTANTS = [
         "gradient.squeeze(0) : gradient.sum(0)",
         "gradient.squeeze(0) : gradient.select(0, 0)",
     ),
-    conv("later of equals wins", "cpu/conv_pool.h", "pixels[at] > pixels[best] ||", "pixels[at] >= pixels[best] ||"),
-    conv("later of equals wins in vectors", "cpu/conv_pool.h", "(w.lower_left > value)", "(w.lower_left >= value)"),
-    conv("largest forgets a corner", "cpu/conv_pool.h", "larger(w.lower_left, w.lower_right)", "w.lower_left"),
+    conv("later of equals wins", "cpu/conv_pool.h", "(next > value) |", "(next >= value) |"),
+    conv("not a number loses", "cpu/conv_pool.h", "(next > value) | (next != next)", "(next > value)"),
     conv(
-        "average over one pixel too many",
+        "mean is a sum",
         "cpu/conv_pool.h",
-        "T(1) / static_cast<T>(s.window[0] * s.window[1])",
-        "T(1) / static_cast<T>(s.window[0] * s.window[1] + 1)",
+        "value * (T(1) / static_cast<T>(height * width))",
+        "value",
     ),
-    conv("not a number loses", "cpu/conv_pool.h", "((b > a) | (b != b)) ? b : a", "b > a ? b : a"),
+    conv("place of a window's first row", "cpu/conv_pool.h", "static_cast<int32_t>(r * width + c)", "int32_t(c)"),
+    conv("gradient at the first pixel", "cpu/conv_pool.h", "(best == static_cast<int32_t>(k) ?", "(k == 0 ?"),
+    conv("last pixels of a plane left out", "cpu/conv_pool.h", "i = count - lanes<T>;", "break;"),
     conv(
         "padding of the other axis",
         "cpu/conv_grid.h",
@@ -269,37 +270,31 @@ MUTANTS = [
         "width(s.width + 2 * s.padding[0])",
     ),
     conv(
-        "image one row too low",
-        "cpu/conv_grid.h",
-        "(y + s.padding[0]) * grid.width",
-        "(y + s.padding[0] / 2) * grid.width",
-    ),
-    conv(
         "dilation of the other axis",
         "cpu/conv_grid.h",
         "tap % s.kernel[1] * s.dilation[1]",
         "tap % s.kernel[1] * s.dilation[0]",
     ),
-    conv("bias of the first output", "cpu/conv_grid.h", "T(0) : bias[first + r]", "T(0) : bias[first]"),
+    conv("image one row too low", "cpu/conv_forward.h", "row = y - s.padding[0];", "row = y - s.padding[0] / 2;"),
+    conv("bias of the first output", "cpu/conv_forward.h", "f.bias[set * grid.outputs + o]", "f.bias[o * 0]"),
     conv(
         "shared input read as own",
-        "cpu/conv.h",
-        "source = s.shared ? image % s.batch : image",
-        "source = s.shared ? 0 : image",
-    ),
-    conv("bands overlap", "cpu/conv.h", "padded + row * s.window[0] * grid.width", "padded + row * grid.width"),
-    conv(
-        "gradient past the used columns",
-        "cpu/conv.h",
-        "__builtin_memset(dpixels + r * grid.width + grid.columns, 0, (grid.width - grid.columns) * sizeof(T))",
-        "(void)dpixels",
+        "cpu/conv_forward.h",
+        "source = s.shared ? index % s.batch : index",
+        "source = s.shared ? 0 : index",
     ),
     conv(
-        "weights of the wrong group transposed",
-        "cpu/conv.h",
-        "d.weight + ((i * grid.outputs + o) * grid.inputs + c)",
-        "d.weight + ((o) * grid.inputs + c)",
+        "bands overlap", "cpu/conv_forward.h", "(first + r) * s.stride[0] * grid.width", "r * s.stride[0] * grid.width"
     ),
+    conv("deep sums start anew", "cpu/conv_forward.h", "load((k == 0 ? bias : pixel)", "load((k >= 0 ? bias : pixel)"),
+    conv("winograd input transform", "cpu/conv_winograd.h", "e = (d[3] - d[1]) * T(2)", "e = (d[3] - d[1]) * T(4)"),
+    conv("winograd kernel transform", "cpu/conv_winograd.h", "u[2] = even - odd", "u[2] = odd - even"),
+    conv("winograd output transform", "cpu/conv_winograd.h", "y[3] = d + v * T(8) + m[5]", "y[3] = d + v * T(8)"),
+    conv("winograd strips keep no rows", "cpu/conv_winograd.h", "t.rows + M * row, 2 * row", "t.rows, 2 * row"),
+    conv("winograd spreads infinity", "cpu/conv_winograd.h", "if (t.moderate[i]) continue;", "continue;"),
+    conv("phases of a stride mixed up", "cpu/conv_dense.h", "remainder(down - s.padding[0]", "remainder(s.padding[0]"),
+    conv("a tap reaches forward", "cpu/conv_dense.h", "phase % s.stride[1] - tap", "phase % s.stride[1] + tap"),
+    conv("gradient of the first group's weights", "cpu/conv_dense.h", "((set * grid.outputs + o)", "((o)"),
     conv(
         "leaky slope on the wrong side",
         "core/activation.h",
@@ -312,14 +307,12 @@ MUTANTS = [
         "return pre <= static_cast<T>(0) ? V{} : V{} + one",
         "return V{} + one",
     ),
-    conv("place of the largest mixed up", "cpu/conv_pool.h", "d ? three : c ? two", "d ? three : c ? one"),
-    conv("place of a general window", "cpu/conv_pool.h", "wins ? r * s.window[1] + k : place", "wins ? r + k : place"),
     conv("gradient in the next row", "cpu/conv_windows.h", "(at[j] >> 1) *", "(at[j] >> 1 ^ 1) *"),
     conv(
         "place of a general window in a list",
         "cpu/conv_windows.h",
-        "i % s.window[1] * pitch;",
-        "i % s.window[0] * pitch;",
+        "i % s.window[1] * across;",
+        "i % s.window[0] * across;",
     ),
     conv(
         "second sums lost",
@@ -335,17 +328,8 @@ MUTANTS = [
         "least(s.pooled(0), first + rows), 0 * w.image",
     ),
     conv("depthwise kernel not turned over", "cpu/conv_depthwise.h", "taps + taps - 1 - k) *", "taps + k) *"),
-    conv("depthwise later of equals wins", "cpu/conv_depthwise.h", "(next > value) |", "(next >= value) |"),
-    conv("depthwise gradient at the first pixel", "cpu/conv_depthwise.h", "(best == k ?", "(best * 0 == k ?"),
-    conv(
-        "depthwise mean is a sum",
-        "cpu/conv_depthwise.h",
-        "value * (T(1) / static_cast<T>(s.window[0] * s.window[1]))",
-        "value",
-    ),
-    conv(
-        "depthwise weights of one column", "cpu/conv_depthwise.h", "c * s.dilation[1]), plan.rows", "0 * c), plan.rows"
-    ),
+    conv("depthwise stride left out", "cpu/conv_depthwise.h", "x.at(i * s.stride[0], 0), s", "x.at(i, 0), s"),
+    conv("depthwise weights of one column", "cpu/conv_depthwise.h", "c * s.dilation[1]), row_step", "0 * c), row_step"),
     conv("silu slope without its second term", "core/activation.h", "return s * (one + pre * (one - s))", "return s"),
 ]
 
