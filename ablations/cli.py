@@ -393,10 +393,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--design",
             choices=get_args(Design),
-            default="one-factor",
             help="one factor at a time around the baseline; every combination; every combination of any two factors, "
             "by default of those that were strongest one at a time; or a list of conditions, FACTOR=LEVEL+FACTOR=LEVEL "
-            "(one-factor)",
+            "(the study's, else one-factor)",
         )
         command.add_argument(
             "--strongest", type=_several, default=3, metavar="K", help="how many factors the design pairs takes (3)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
@@ -200,6 +200,7 @@ class Study:
     presets: Mapping[str, Preset]
     task: type[Task]
     figures: tuple[str, ...] = ()  # report figures by name, or its own as module:function
+    design: Callable[[Study, Mapping[str, Sequence[str]]], list[Condition]] | None = None  # if not one factor at a time
 
     def __post_init__(self) -> None:
         owner: dict[str, str] = {}

@@ -111,14 +111,15 @@ def plan_study(
     seeds: int | None,
     records: Records,
     workers: int,
-    design: Design = "one-factor",
+    design: Design | None = None,
     strongest: int = 3,
 ) -> Plan:
     """Plan the conditions that the design makes of the words, with seeds 0 to `seeds` - 1.
 
     Words are `factor=level,level`, for the design "list" `factor=level+factor=level`; without words, all levels that
-    the preset allows, and without `seeds` the preset's number is taken. The design "pairs" takes the `strongest`
-    factors of the runs on record. Runs on record are not done again, not even those that failed: see `plan_failed`.
+    the preset allows, without `seeds` the preset's number and without a design the study's is taken. The design
+    "pairs" takes the `strongest` factors of the runs on record. Runs on record are not done again, not even those that
+    failed: see `plan_failed`.
     Raises `DesignError` for a word that names nothing, and where a design lacks what it needs.
     """
     conditions = _conditions(study, preset, words, records, design, strongest)
@@ -217,7 +218,7 @@ def _measure(sample: tuple[Configuration, ...], study: Study, name: str, process
 
 
 def _conditions(
-    study: Study, preset: str, words: Sequence[str], records: Records, design: Design, strongest: int
+    study: Study, preset: str, words: Sequence[str], records: Records, design: Design | None, strongest: int
 ) -> list[Condition]:
     study.preset(preset)
     if design == "list":
@@ -225,6 +226,8 @@ def _conditions(
     chosen = choose_levels(study, words) if words else preset_levels(study, preset)
     if design == "pairs":
         return all_pairs(study, chosen if words else strongest_levels(study, preset, records, strongest))
+    if design is None and study.design is not None:
+        return study.design(study, chosen)
     return (full_factorial if design == "factorial" else one_factor_at_a_time)(study, chosen)
 
 

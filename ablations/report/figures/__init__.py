@@ -3,6 +3,7 @@
 `declare` makes the declaration for a table of your own.
 """
 
+from ablations.report.figures.algorithms import algorithm_table, exactness, winners
 from ablations.report.figures.comparisons import forest, levels
 from ablations.report.figures.drawings import draw
 from ablations.report.figures.epidemics import (
@@ -41,6 +42,7 @@ __all__ = [
     "INK",
     "MUTED",
     "Drawing",
+    "algorithm_table",
     "augmentation_samples",
     "augmented_images",
     "compartment_table",
@@ -51,6 +53,7 @@ __all__ = [
     "coverage_table",
     "declare",
     "draw",
+    "exactness",
     "forecast_table",
     "forecasts",
     "forest",
@@ -79,4 +82,5 @@ __all__ = [
     "timing_table",
     "tradeoff",
     "widest_kernels",
+    "winners",
 ]
