@@ -199,8 +199,9 @@ def _print_plans(plans: Sequence[Plan], arguments: argparse.Namespace) -> None:
     for plan in plans:
         console.print(plan)
     runs = sum(len(job.configurations) for job in jobs)
-    wall = duration(wall_seconds(jobs, arguments.workers))
-    console.print(f"{runs} runs to do in {len(jobs)} ensembles, about {wall} with {arguments.workers} workers.")
+    about = "at least" if any(job.seconds is None for job in jobs) else "about"
+    wall = f"{about} {duration(wall_seconds(jobs, arguments.workers))}"
+    console.print(f"{runs} runs to do in {len(jobs)} ensembles, {wall} with {arguments.workers} workers.")
 
 
 def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Records, console: Console) -> Counter[str]:

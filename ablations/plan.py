@@ -71,6 +71,7 @@ class Plan:
         They are taken in a process of their own, so that one that dies costs its estimate only, which is said. Jobs
         that would not fit into memory beside those of the other workers, or into a GPU alone, are divided.
         """
+        on_gpu = devices.name() == "cuda"
         costs: dict[Condition, Cost | None] = {}
         with Apart() as process:
             for condition, runs in self.runs.items():
@@ -79,7 +80,7 @@ class Plan:
         if not any(costs.values()):
             return replace(self, costs=costs)
         memory = devices.memory()
-        share = MEMORY_SHARE * (memory.total - memory.used) / (1 if devices.name() == "cuda" else workers)
+        share = MEMORY_SHARE * (memory.total - memory.used) / (1 if on_gpu else workers)
         by_run = {run.key: costs[condition] for condition, runs in self.to_do.items() for run in runs}
         jobs = tuple(_priced(part, by_run) for job in self.jobs for part in _fitting(job, by_run, share))
         return replace(self, costs=costs, jobs=jobs)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -27,13 +27,14 @@ def start(target: Callable[..., None], *arguments: Any) -> Worker:
     """A process that runs `target(connection, *arguments)` and has torch loaded."""
     context = multiprocessing.get_context("forkserver")  # which loads torch once, for all workers
     context.set_forkserver_preload(["torch", "torch._dynamo", "pandas"])  # the latter two are needed late
-    # Ctrl-C reaches every process of the terminal. The server is started while it is ignored, which workers inherit;
-    # this process, which stops them, hears it again before it waits for the server to have loaded.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal. The server and its workers inherit that it is held back; this
+    # process, which stops them, hears it again at once, before it waits for the server to have loaded.
+    resource_tracker.ensure_running()  # which the server would start, and end the holding back
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     connection, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
     process.start()

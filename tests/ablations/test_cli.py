@@ -149,6 +149,19 @@ def test_plan_writes_nothing_and_says_what_a_run_would_cost(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_says_what_it_could_not_measure(capsys, tmp_path):
+    assert main(["plan", "planted", "trouble=raises", "--seeds", "2", "--runs", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert "4 runs to do in 2 ensembles, at least 0." in output.out
+    assert "ablate: planted trouble=raises is planned without an estimate" in output.err
+
+
+def test_an_unknown_device_is_misuse(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ABLATE_DEVICE", "tpu")
+    assert main(["plan", "planted", "--runs", str(tmp_path)]) == 2
+    assert "ABLATE_DEVICE=tpu is unknown; allowed: cpu, cuda" in capsys.readouterr().err
+
+
 def test_fail_fast_stops_at_the_first_failure(capfd):
     arguments = ["run", "planted", "trouble=raises,slow", "--workers", "2", "--seeds", "2", "--fail-fast"]
     assert main(arguments) == 1
@@ -253,7 +266,7 @@ def interrupted(words, folder, moment):
     )
     stop = time.monotonic() + 60
     while not moment(process) and process.poll() is None and time.monotonic() < stop:
-        time.sleep(0.02)
+        time.sleep(0.1)
     pressed = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130
