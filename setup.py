@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
     }
 
-CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
+CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # Ampere, Ada, Hopper, Blackwell
 
 
 def shout(*lines: str) -> None:
@@ -62,6 +63,13 @@ def cuda_obstacle() -> str | None:
     return None
 
 
+def known_architectures(cuda_home: str) -> str:
+    """Those of CUDA_ARCHITECTURES that this nvcc knows, as TORCH_CUDA_ARCH_LIST; newer GPUs compile from the last."""
+    nvcc = Path(cuda_home, "bin", "nvcc")
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return ";".join(a for a in CUDA_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listed) + "+PTX"
+
+
 def extension_arguments(mode: str) -> dict:
     from torch.utils import cpp_extension
 
@@ -81,7 +89,8 @@ def extension_arguments(mode: str) -> dict:
     }
     if not with_cuda:
         return {"ext_modules": [cpp_extension.CppExtension(**arguments)]}
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures(cpp_extension.CUDA_HOME)
     arguments["sources"] += sources("cuda", ".cu") + sources("torch/cuda", ".cpp")
     arguments["extra_compile_args"]["nvcc"] = ["-std=c++20", "-O3"]
     return {"ext_modules": [cpp_extension.CUDAExtension(**arguments)]}

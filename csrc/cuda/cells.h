@@ -1,6 +1,7 @@
 // One step of one unit of one sequence, forward and backward: what lies in global memory, around the equations of core.
 #pragma once
 
+#include "device.h"
 #include "kernels.h"
 
 namespace recurve::cuda {
@@ -224,6 +225,18 @@ __device__ __forceinline__ void differentiate(const SequenceBackward<T>& s, cons
   }
 #pragma unroll
   for (int g = 0; g < gate_count(CELL); ++g) left[g * H] = narrow<T>(passing[g]);
+}
+
+// Asks for what begin_step_back will read, so that it is near once the later step's products are done.
+template <Cell CELL, class T>
+__device__ __forceinline__ void expect_step_back(const SequenceBackward<T>& s, const Place& at) {
+  if (at.step < 0) return;
+  const SequenceShape& shape = s.shape;
+#pragma unroll
+  for (int g = 0; g < gate_count(CELL); ++g) prefetch(s.gates + at.gate(shape, gate_count(CELL)) + g * shape.hidden);
+  if (s.dy != nullptr) prefetch(s.dy + at.output(shape));
+  if (CELL == Cell::lstm || CELL == Cell::gru) prefetch(s.aux + at.output(shape));
+  if (CELL != Cell::lstm && CELL != Cell::rnn) prefetch(s.y + at.output(shape));
 }
 
 // The step's gradients of a unit from those of its state in dh and dc; a row past its length only waits. Adds dy first.

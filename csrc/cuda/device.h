@@ -51,6 +51,13 @@ __device__ __forceinline__ uint32_t operand(uint32_t bits) {  // of a product on
   return bits;
 }
 
+// Asks for the second-level cache to have what will be read soon.
+__device__ __forceinline__ void prefetch(const void* soon) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(soon));
+#endif
+}
+
 // 16 bytes.
 struct alignas(16) Words {
   uint32_t of[4];

@@ -302,7 +302,9 @@ __global__ void __launch_bounds__(grid_threads, 1)
 #pragma unroll
       for (int g = 0; g < gates; ++g) block.exchanged_at(now, row, g, unit) = narrow<T>(passing[g]);
     });
-    block.meet();
+    block.arrive();
+    block.for_items([&](int row, int unit, int) { expect_step_back<CELL>(s, block.place(step - 1, row, unit)); });
+    block.wait();
     if constexpr (CELL == Cell::gru_before) {
       block.template multiply<1>(now, 0, 2, 1);
       block.for_items([&](int row, int unit, int i) {

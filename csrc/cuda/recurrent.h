@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
       if (CELL == Cell::lstm) dc[i] = of_c;
 #pragma unroll
       for (int g = 0; g < gates; ++g) d[row * stride + g * segment + unit] = narrow<T>(passing[g]);
+      expect_step_back<CELL>(s, place(step - 1, row, unit));
     });
     __syncthreads();
     if constexpr (CELL == Cell::gru_before) {

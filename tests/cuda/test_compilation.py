@@ -54,7 +54,7 @@ def readable(mangled: str) -> str:
         return mangled
     name = subprocess.run([demangler, mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"recurve::(cuda::)?", "", re.sub(r"^void ", "", name))
-    return re.sub(r"\((?:Sequence|Step|Conv).*$", "", name)
+    return re.sub(r"\((?:Sequence|Step|Convolution|Correlation|PixelGradient|PartSums).*$", "", name)
 
 
 def compiled(source: Path, architecture: str, folder: Path) -> list[Kernel]:
@@ -82,8 +82,9 @@ def assert_compiles_without_spills(source: Path, architecture: str, folder: Path
     assert not [kernel for kernel in found if kernel.spilled]
 
 
-def test_one_source_compiles_for_hopper_without_spills(tmp_path, capsys):
-    assert_compiles_without_spills(ROOT / "csrc" / "cuda" / "recurrent_bfloat16.cu", "90", tmp_path, capsys)
+@pytest.mark.parametrize("kernels", ["recurrent_bfloat16", "grid_bfloat16", "convolution_float"])
+def test_kernels_of_each_kind_compile_for_hopper_without_spills(kernels, tmp_path, capsys):
+    assert_compiles_without_spills(ROOT / "csrc" / "cuda" / f"{kernels}.cu", "90", tmp_path, capsys)
 
 
 @pytest.mark.slow
