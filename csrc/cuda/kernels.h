@@ -108,7 +108,25 @@ cudaError_t end_forward(const StepForward<T>& step, cudaStream_t stream);
 template <class T>
 cudaError_t step_backward(const StepBackward<T>& step, cudaStream_t stream);
 
-// The convolution block; shapes and pointers as on the CPU.
+// The convolution block; shapes as on the CPU.
+template <class T>
+struct ConvForward {
+  ConvShape shape;
+  const T *x, *weight, *bias;  // bias (E, O), or null
+  T* y;
+  uint8_t* places;  // like y: the pixel of the window that was the largest, row by row; or null
+};
+
+template <class T>
+struct ConvBackward {
+  ConvShape shape;
+  const T *x, *weight, *bias;
+  const T* y;             // as the forward pass left them; read if the shape keeps enough
+  const uint8_t* places;  // if the shape keeps places
+  const T* dy;
+  T *dx, *dweight, *dbias;  // with a leading E, or null
+};
+
 template <class T>
 cudaError_t conv_forward(const ConvForward<T>& call, cudaStream_t stream);
 

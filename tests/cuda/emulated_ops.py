@@ -12,13 +12,14 @@ import zlib
 import pytest
 import torch
 
-from recurve.ops import recurrent
+from recurve.ops import conv, recurrent
 
 torch.ops.load_library(os.environ["EMULATED"])
 MACHINES = [[int(number) for number in machine.split(",")] for machine in os.environ["EMULATED_MACHINES"].split()]
 configure = ctypes.CDLL(os.environ["EMULATED"]).configure
 torch.backends.cudnn.allow_tf32 = False  # tensor_cores.py turns it on by itself
-recurrent.widened = lambda device: ()
+recurrent.widened = conv.widened = lambda device: ()
+conv._winograd_serves = lambda *geometry: False
 # What a kernel leaves unwritten, or reads too early, is not a number.
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True
