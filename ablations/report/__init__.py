@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,23 +51,24 @@ def build(
         say(f"{name}: reading records")
         evidence = gather(records, name, preset)
         say(f"{name}: drawing figures")
-        drawings = []
-        for drawing in draw(evidence):
-            files += drawing.save(figures)
-            drawings.append((drawing, files[-1].read_text()))
-        found = tables(evidence)
-        for table in found:
-            files += table.save(texts)
-        for folder in folders:
-            for stale in set(folder.glob(f"{name}_*")) - set(files):
-                stale.unlink()  # of another preset, or of runs that are gone
-        sections.append(Section(evidence, tell(evidence), drawings, found))
+        sections.append(Section(evidence, tell(evidence), draw(evidence), tables(evidence)))
     index, book, tidy = out / "index.html", out / "report.ipynb", out / "runs.csv"
-    _tidy([section.evidence for section in sections]).to_csv(tidy, index=False)
-    say("writing the page")
-    index.write_text(page(sections, preset, _command(records, out, preset, studies), notes))
-    say("running the notebook")
-    _write_notebook(sections, preset, records, book, notes)
+    with ThreadPoolExecutor(1) as beside:  # the notebook runs in a process of its own, while this one writes the rest
+        notebook_written = beside.submit(_write_notebook, sections, preset, records, book, notes)
+        say("writing the page and running the notebook")
+        svgs = {}
+        for section in sections:
+            written = [path for table in section.tables for path in table.save(texts)]
+            for drawing in section.drawings:
+                written += drawing.save(figures)
+                svgs[drawing.name] = written[-1].read_text()
+            for folder in folders:
+                for stale in set(folder.glob(f"{section.evidence.study}_*")) - set(written):
+                    stale.unlink()  # of another preset, or of runs that are gone
+            files += written
+        _tidy([section.evidence for section in sections]).to_csv(tidy, index=False)
+        index.write_text(page(sections, svgs, preset, _command(records, out, preset, studies), notes))
+        notebook_written.result()
     lines = [*notes, *(line for section in sections for line in _lines(section))]
     return Summary(lines, [index, book, tidy, *files])
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 import markupsafe
+import pandas as pd
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures import GRID, INK, MUTED, Drawing
+from ablations.report.figures.comparisons import forest_reach
 from ablations.report.narrative import Card, Story
 from ablations.report.numbers import decimals, heading, number, scale, with_unit
 from ablations.report.tables import Table
@@ -32,11 +34,11 @@ PAGE_COLOURS = {
 
 @dataclass(frozen=True)
 class Section:
-    """One study on the page: its evidence, its story, and its drawings with their SVG text."""
+    """One study of a report: its evidence, its story, its figures and its tables."""
 
     evidence: Evidence
     story: Story
-    drawings: Sequence[tuple[Drawing, str]]
+    drawings: Sequence[Drawing]
     tables: Sequence[Table]
 
     @property
@@ -47,10 +49,10 @@ class Section:
         return {word: of_word for word, of_word in found.items() if of_word}
 
 
-def page(sections: Sequence[Section], preset: str, command: str, notes: Sequence[str]) -> str:
-    """The report's HTML; `command` rebuilds it, `notes` stand on top."""
+def page(sections: Sequence[Section], svgs: Mapping[str, str], preset: str, command: str, notes: Sequence[str]) -> str:
+    """The report's HTML; `svgs` are the drawings' texts by name, `command` rebuilds it, `notes` stand on top."""
     template = _templates().get_template("report.html")
-    return template.render(sections=sections, preset=preset, command=command, notes=notes, rules=RULES)
+    return template.render(sections=sections, svgs=svgs, preset=preset, command=command, notes=notes, rules=RULES)
 
 
 def comparison_page(
@@ -87,16 +89,22 @@ def fine(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"\(([^()]*\bn\s=[^()]*)\)", r'<span class="fine">(\1)</span>', kept))
 
 
-def bar(card: Card, section: Section) -> dict[str, float] | None:
-    """Where a card's small interval plot has its parts, in per cent of its width; None if there is nothing to draw."""
-    rows = [c.row for chapter in section.story.chapters for c in chapter.cards]
-    ends = [abs(row[name]) for row in rows for name in ("mean", "low", "high", "margin") if name in row]
-    span = 1.08 * max((end for end in ends if math.isfinite(end)), default=0.0)
+def bar(card: Card, section: Section) -> dict[str, Any] | None:
+    """Where a card's small interval plot has its parts, in per cent of its width; None if there is nothing to draw.
+
+    The scale is that of the study's forest; `beyond` names the sides on which the interval goes on outside.
+    """
+    rows = pd.DataFrame([c.row for chapter in section.story.chapters for c in chapter.cards])
+    span = 1.08 * forest_reach(rows)
     if not span or not math.isfinite(card.row["mean"]):
         return None
-    return {
-        name: 50 + 50 * card.row[name] / span for name in ("mean", "low", "high") if math.isfinite(card.row[name])
-    } | {"margin": 50 * card.row["margin"] / span if math.isfinite(card.row["margin"]) else 0.0}
+    places = {name: 50 + 50 * card.row[name] / span for name in ("mean", "low", "high")}
+    places = {name: place for name, place in places.items() if math.isfinite(place)}
+    beyond = [
+        side for side, is_so in (("low", min(places.values()) < 0), ("high", max(places.values()) > 100)) if is_so
+    ]
+    margin = 50 * card.row["margin"] / span if math.isfinite(card.row["margin"]) else 0.0
+    return {name: min(max(place, 0.0), 100.0) for name, place in places.items()} | {"margin": margin, "beyond": beyond}
 
 
 def pair_values(card: Card, section: Section) -> list[dict[str, str]]:

@@ -73,7 +73,7 @@ def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
         cells.append(new_markdown_cell("\n\n".join(["### Together", *story.design])))
     if evidence.crossed:
         cells.append(new_code_cell("evidence.interactions.round(4)"))
-    for drawing, _ in section.drawings:
+    for drawing in section.drawings:
         cells.append(new_markdown_cell(f"### {drawing.title}\n\n{drawing.caption}"))
         cells.append(new_code_cell(drawing.code))
     return cells

@@ -152,8 +152,9 @@ def proportion_interval(count: int, n: int) -> tuple[float, float]:
     """Exact 95 % interval (Clopper and Pearson, 1934) of the probability behind `count` of `n`."""
     if n == 0:
         return math.nan, math.nan
-    found = stats.binomtest(count, n).proportion_ci(1 - ALPHA, method="exact")
-    return float(found.low), float(found.high)
+    low = stats.beta.ppf(ALPHA / 2, count, n - count + 1) if count else 0.0
+    high = stats.beta.ppf(1 - ALPHA / 2, count + 1, n - count) if count < n else 1.0
+    return float(low), float(high)
 
 
 def binomial_error(share: float, examples: int) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,26 +26,33 @@ from ablations.report.figures.theme import (
     VERDICTS,
     WIDTH,
     bounds_of,
+    interval_bar,
     interval_text,
     present_levels,
+    reach,
     response_of,
     themed,
     wrapped,
 )
-from ablations.report.numbers import heading, in_sentence, scale, unit_of_difference, with_unit
+from ablations.report.numbers import heading, in_sentence, number, scale, unit_of_difference, with_unit
 from ablations.statistics import mean_interval, one_factor_runs
 
 MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
 LONGEST_NAME = 5  # letters of a level's name that stand upright
+LEAST_SHARE = 0.4  # of an axis, that references leave to what the networks do
 
 
 @themed
 def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
-    """Difference to the baseline of every level in the primary response, with 95 % intervals and margins."""
+    """Difference to the baseline of every level in the primary response, with 95 % intervals and margins.
+
+    A row that reaches far beyond the others ends in an arrow; its numbers stand beside it.
+    """
     response = declaration["responses"][0]
     rows = effects[(effects["response"] == response["name"]) & (effects["n"] > 0)]
     labels = {factor["name"]: heading(factor["label"]) for factor in declaration["factors"]}
     by, y, ticks = scale(response), 0.0, []
+    end = forest_reach(rows) * by
     figure = Figure(figsize=(WIDTH, 1.3 + 0.3 * len(rows) + 0.42 * rows["factor"].nunique()))
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
@@ -58,15 +64,17 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
                 band = Rectangle((-row.margin * by, y - 0.42), 2 * row.margin * by, 0.84, color=GRID, alpha=0.75, lw=0)
                 axes.add_patch(band)
             colour, marker = VERDICTS[row.verdict]
-            if math.isfinite(row.low):
-                axes.plot([row.low * by, row.high * by], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
             face = "white" if row.verdict in ("undecided", "") else colour
-            axes.plot(row.mean * by, y, marker, color=colour, markerfacecolor=face, ms=7, mew=1.6)
+            interval_bar(axes, y, [row.mean * by, row.low * by, row.high * by], (-end, end), colour, marker, face)
             ticks.append((y, row.level, interval_text(row, by)))
         y += 1.3
     axes.axvline(0, color=INK, lw=1)
     axes.set_ylim(y - 0.5, -0.6)
-    axes.margins(x=0.06)
+    drawn = rows[["mean", "low", "high"]].stack().mul(by).clip(-end, end)
+    widest = float(rows["margin"].max()) * by if rows["margin"].notna().any() else 0.0
+    low, high = min(drawn.min(), -widest, 0.0), max(drawn.max(), widest, 0.0)
+    edge = 0.06 * (high - low) or 1.0
+    axes.set_xlim(low - edge, high + edge)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([t for t, _, _ in ticks], [label for _, label, _ in ticks])
     texts.set_yticks([t for t, _, _ in ticks], [text for _, _, text in ticks])
@@ -100,6 +108,12 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def forest_reach(rows: pd.DataFrame) -> float:
+    """How far the axis of a forest goes to either side, in the response's unit: see `theme.reach`."""
+    widest = rows[["mean", "low", "high"]].abs().max(axis=1)
+    return reach(widest, 1.5 * rows["margin"].max() if rows["margin"].notna().any() else 0.0)
+
+
 @themed
 def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | None = None) -> Figure:
     """A response (the primary one by default) per level: every seed, their mean and its 95 % t interval."""
@@ -109,7 +123,10 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
     factors = [f for f in declaration["factors"] if data.loc[data["factor"] == f["name"], "level"].nunique() > 1]
     factors = factors or declaration["factors"][:1]
     present = {f["name"]: present_levels(data, f) for f in factors}
-    rows = _rows(factors, present)
+    data = data.assign(y=data[chosen["name"]].astype(float) * scale(chosen))
+    window, rows = _window(data, chosen["unit"]), _rows(factors, present)
+    means = _reference_means(done, chosen) if chosen is declaration["responses"][0] else {}
+    ends = _with_references(window, means.values())
     figure = Figure(figsize=(WIDTH, 3.6 if len(rows) == 1 else 2.5 * len(rows)))
     grid, panels = figure.add_gridspec(len(rows), 1), list[Axes]()
     for place, row in enumerate(rows):
@@ -120,15 +137,35 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
         for column, factor in enumerate(row):
             axes = figure.add_subplot(cells[0, column], sharey=panels[0] if panels else None)
             names = present[factor["name"]]
-            _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, chosen)
+            _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, window, chosen["unit"])
             axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(names)))
             axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > LONGEST_NAME else 0)
             axes.tick_params(axis="y", labelleft=column == 0)
+            for value in means.values():
+                axes.axhline(value, color=PALETTE[1], lw=0.9, ls="--", zorder=0)
             panels.append(axes)
         panels[-len(row)].set_ylabel(wrapped(with_unit(chosen), 38 if len(rows) == 1 else 24))
-    if chosen is declaration["responses"][0]:
-        _reference_lines(panels, done, chosen)
+        _name_references(panels[-1], means, ends)
+    panels[0].set_ylim(*ends)
     return figure
+
+
+def _window(data: pd.DataFrame, unit: str) -> tuple[float, float]:
+    """What of the column `y` is shown: all seeds, but of levels that lie far from the baseline's median, see `reach`.
+
+    Intervals of means may widen it by half.
+    """
+    first = data["level"].iloc[0] if len(data) else ""
+    center = float(data.loc[data["level"] == first, "y"].median()) if len(data) else 0.0
+    span = reach((data["y"] - center).abs().groupby([data["factor"], data["level"]]).max())
+    low, high = max(data["y"].min(), center - span), min(data["y"].max(), center + span)
+    intervals = [mean_interval(of_level)[1:] for _, of_level in data.groupby(["factor", "level"])["y"]]
+    wide, bounds = 0.5 * (high - low), bounds_of(data["y"], unit)
+    bottom = min([low, *(i[0] for i in intervals if math.isfinite(i[0]))])
+    top = max([high, *(i[1] for i in intervals if math.isfinite(i[1]))])
+    low, high = max(bottom, low - wide, bounds[0]), min(top, high + wide, bounds[1])
+    edge = 0.06 * (high - low) or 1.0
+    return low - edge, high + edge
 
 
 def _rows(factors: Sequence[Mapping[str, Any]], present: Mapping[str, list[str]]) -> list[list[Mapping[str, Any]]]:
@@ -141,44 +178,65 @@ def _rows(factors: Sequence[Mapping[str, Any]], present: Mapping[str, list[str]]
     return rows
 
 
-def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], response: Mapping[str, Any]) -> None:
-    data = data.assign(y=data[response["name"]].astype(float) * scale(response), x=data["level"].map(names.index))
+def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], window: tuple[float, float], unit: str) -> None:
+    """A panel of `levels`; a level whose mean lies outside the window is an arrow with that mean."""
+    data = data.assign(x=data["level"].map(names.index))
     runs = [run[["x", "y"]].to_numpy() - [0.16, 0] for _, run in data.sort_values("x").groupby("seed")]
     axes.add_collection(LineCollection(runs, colors=MUTED, linewidths=0.6, alpha=0.35, zorder=1))
     sns.scatterplot(data=data.assign(x=data["x"] - 0.16), x="x", y="y", ax=axes, s=16, color=MUTED, alpha=0.7, lw=0)
-    bounds = bounds_of(data["y"], response["unit"])
+    bounds, edge = bounds_of(data["y"], unit), 0.05 * (window[1] - window[0])
     for x, name in enumerate(names):
         mean, *interval = mean_interval(data.loc[data["level"] == name, "y"])
         low, high = np.clip(interval, *bounds)
         colour = INK if x == 0 else PALETTE[0]
         axes.plot([x + 0.16] * 2, [low, high], color=colour, lw=2, zorder=3)
         axes.plot(x + 0.16, mean, "o", color=colour, ms=6.5, zorder=4)
+        if not window[0] <= mean <= window[1]:
+            is_above = mean > window[1]
+            axes.plot(x, window[1] - edge if is_above else window[0] + edge, "^" if is_above else "v", color=colour)
+            axes.annotate(
+                number(mean), (x, window[1] - 2 * edge if is_above else window[0] + 2 * edge), color=colour,
+                fontsize=8, ha="center", va="top" if is_above else "bottom",
+            )  # fmt: skip
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", visible=False)
     axes.set(xlabel="", ylabel="")
 
 
-def _reference_lines(panels: Any, done: pd.DataFrame, response: Mapping[str, Any]) -> None:
-    """Dashed lines at the references, unless they would squeeze what the networks do: those are only named."""
-    low, high = panels[0].get_ylim()
-    means = {name: float(done[name].mean()) * scale(response) for name in REFERENCES if name in done}
-    styles = dict(zip(means, itertools.cycle(("--", "-.", ":")), strict=False))
-    bottom, top, label_at = low, high, -math.inf
-    for name, level in sorted(means.items(), key=lambda item: abs(item[1] - (low + high) / 2)):
-        wide = min(bottom, level), max(top, level)
-        if high - low > 0.4 * (wide[1] - wide[0]):
+def _reference_means(done: pd.DataFrame, response: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name.replace(" extrapolation", ""): float(done[column].mean()) * scale(response)
+        for column, name in REFERENCES.items()
+        if column in done and done[column].notna().any()
+    }
+
+
+def _with_references(window: tuple[float, float], references: Iterable[float]) -> tuple[float, float]:
+    """The window widened to references, the nearest first, while what the networks do keeps `LEAST_SHARE` of it."""
+    bottom, top = window
+    for value in sorted(references, key=lambda value: abs(value - sum(window) / 2)):
+        edge = 0.05 * (window[1] - window[0])
+        wide = min(bottom, value - edge), max(top, value + edge)
+        if window[1] - window[0] > LEAST_SHARE * (wide[1] - wide[0]):
             bottom, top = wide
-            for axes in panels:
-                axes.axhline(level, color=PALETTE[1], lw=1.2, ls=styles[name], zorder=0)
-    edge = 0.05 * (top - bottom)
-    panels[0].set_ylim(bottom - edge, top + edge)
-    for name, level in sorted(means.items(), key=lambda item: item[1]):
-        label, place = REFERENCES[name].replace(" extrapolation", ""), level
-        if not bottom <= level <= top:
-            label, place = f"{label}: {level:.3g} {'↑' if level > top else '↓'}", top if level > top else bottom
-        label_at = max(place, label_at + 1.6 * edge)
-        panels[-1].annotate(
-            label, (1.0, label_at), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=8, color=PALETTE[1],
+    return bottom, top
+
+
+def _name_references(axes: Axes, means: Mapping[str, float], ends: tuple[float, float]) -> None:
+    """Names of the references beside their lines; of those outside, the value and where they lie."""
+    apart, places = 0.075 * (ends[1] - ends[0]), list[float]()
+    ordered = sorted(means.items(), key=lambda item: item[1])
+    for _, value in ordered:
+        places.append(max([float(np.clip(value, *ends)), *(place + apart for place in places[-1:])]))
+    for k in reversed(range(len(places))):  # those pushed beyond the upper end go back down
+        places[k] = min(places[k], places[k + 1] - apart if k + 1 < len(places) else ends[1])
+    leader = {"arrowstyle": "-", "color": PALETTE[1], "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+    for (name, value), place in zip(ordered, places, strict=True):
+        is_outside = not ends[0] <= value <= ends[1]
+        text = f"{name}: {value:.3g} {'↑' if value > ends[1] else '↓'}" if is_outside else name
+        axes.annotate(
+            text, (1.0, float(np.clip(value, *ends))), (1.06, place), xycoords=("axes fraction", "data"),
+            va="center", fontsize=8, color=PALETTE[1], annotation_clip=False,
+            arrowprops=None if is_outside else leader,
         )  # fmt: skip

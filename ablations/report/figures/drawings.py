@@ -8,7 +8,7 @@ from importlib import import_module
 import pandas as pd
 
 from ablations.report.evidence import Evidence, curve_measure
-from ablations.report.figures.comparisons import forest, levels
+from ablations.report.figures.comparisons import forest, forest_reach, levels
 from ablations.report.figures.epidemics import (
     draw_compartments,
     draw_coverage,
@@ -82,11 +82,13 @@ def _forest(evidence: Evidence) -> Drawing | None:
     by, label = scale(evidence.primary), in_sentence(evidence.primary["label"])
     rows = evidence.effects[(evidence.effects["response"] == evidence.primary["name"]) & (evidence.effects["n"] > 0)]
     items = [f"{row.factor} {row.level} {interval_text(row, by)} {row.verdict}".strip() for row in rows.itertuples()]
+    is_cut = rows[["mean", "low", "high"]].abs().max(axis=None) > forest_reach(rows)
+    arrows = " An arrow marks a row that reaches far beyond the others: its numbers stand beside it." if is_cut else ""
     return Drawing(
         f"{evidence.study}_forest",
         "What each level changes",
         f"Difference to the baseline in {label}, paired by seed ({evidence.seeds}), with its 95 % t interval. Grey "
-        "bands span the margin stated before the run: differences inside it would not matter.",
+        f"bands span the margin stated before the run: differences inside it would not matter.{arrows}",
         f"Forest plot of differences in {label}: {'; '.join(items)}.",
         forest(evidence.effects, evidence.declaration),
         "figures.forest(evidence.effects, evidence.declaration)",
@@ -155,7 +157,8 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
         f"{evidence.study}_{cost}",
         f"{heading(label)} against {against}",
         f"Mean of {label} with its 95 % t interval against {against} (log scale). The dashed line joins the conditions "
-        f"that none beats in both, by their means alone: the Pareto front.{cited}",
+        "that none beats in both, by their means alone: the Pareto front. Levels are named where there is room."
+        f"{cited}",
         f"Scatter plot of {label} against {against}, a point per level, with the Pareto front.",
         tradeoff(evidence.done, evidence.declaration, cost, others),
         f"figures.tradeoff(evidence.done, evidence.declaration, cost={cost!r}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
@@ -16,6 +17,8 @@ from ablations.report.evidence import curve_measure
 from ablations.report.figures.theme import WIDTH, bounds_of, level_colours, level_lines, present_levels, themed, wrapped
 from ablations.report.numbers import heading
 from ablations.statistics import ALPHA, one_factor_runs, share_reached
+
+MOST_IN_A_COLUMN = 5  # levels of a legend
 
 
 @themed
@@ -55,7 +58,7 @@ def targets(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
             axes.fill_between(line["time"], 100 * line["low"], 100 * line["high"], alpha=0.13, lw=0, **steps)
             axes.step(line["time"], 100 * line["share"], where="post", color=colours[name], lw=1.8, label=name)
         axes.set_title(heading(factor["label"]))
-        axes.legend(loc="best", handlelength=1.2, borderaxespad=0.2)
+        legend_of_levels(axes)
         axes.set_ylim(-3, 103)
     label_panels(panels, len(factors), "Epoch", "Runs at the target (%)")
     return figure
@@ -73,6 +76,13 @@ def panels_by_factor(
     for axes in panels.ravel()[len(factors) :]:
         axes.set_visible(False)
     return factors, panels.ravel(), figure
+
+
+def legend_of_levels(axes: Axes) -> None:
+    """Inside the panel, where it hides least; many levels stand in two columns of smaller letters."""
+    is_long = len(axes.get_legend_handles_labels()[0]) > MOST_IN_A_COLUMN
+    size = {"fontsize": 6.5, "columnspacing": 0.8} if is_long else {}
+    axes.legend(loc="best", handlelength=1.4, borderaxespad=0.2, labelspacing=0.3, ncols=1 + is_long, **size)
 
 
 def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -> None:
@@ -108,7 +118,7 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], ls=styles[name], lw=1.8, label=name)
         axes.set_title(heading(factor["label"]))
-        axes.legend(loc="best", handlelength=1.6, borderaxespad=0.2)
+        legend_of_levels(axes)
     if logarithmic:
         panels[0].set_yscale("log")
     label_panels(panels, len(factors), x_label, y_label)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations.report.numbers import decimals, number
@@ -33,6 +35,7 @@ VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "": (MUTED, "o"),
 }
 WIDTH = 7.2  # inches: a page of a journal
+FAR = 2.5  # times the upper quartile of all rows: beyond, a row would squeeze the others
 
 THEME: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -77,6 +80,7 @@ class Drawing:
         """Write `<name>.png` and `<name>.svg`; the same figure gives the same bytes."""
         paths = [folder / f"{self.name}.png", folder / f"{self.name}.svg"]
         paths[0].write_bytes(self._render("png", {"Software": None}))
+        self.figure.set_layout_engine("none")  # as laid out now: that takes longer than drawing
         paths[1].write_bytes(self._render("svg", {"Date": None, "Creator": None}))
         return paths
 
@@ -161,6 +165,32 @@ def wrapped(text: str, width: int) -> str:
 def bounds_of(values: pd.Series, unit: str) -> tuple[float, float]:
     """Where values can lie, as far as the data tell: not below 0 if none is, nor above 100 % if none is."""
     return 0.0 if values.min() >= 0 else -math.inf, 100.0 if unit == "%" and values.max() <= 100 else math.inf
+
+
+def reach(extents: Sequence[float] | pd.Series, least: float = 0.0) -> float:
+    """How far from its centre an axis goes: as far as the values, unless few lie far beyond the rest.
+
+    Those are left outside, and the figure says so: what reaches beyond 2.5 times the upper quartile. At least `least`.
+    """
+    sizes = np.abs(np.asarray(extents, dtype=float))
+    sizes = sizes[np.isfinite(sizes)]
+    if not len(sizes):
+        return least
+    return max(least, min(float(sizes.max()), FAR * float(np.quantile(sizes, 0.75))))
+
+
+def interval_bar(
+    axes: Axes, y: float, numbers: Sequence[float], ends: tuple[float, float], colour: str, marker: str, face: str
+) -> None:
+    """A mean with its interval (mean, low, high), cut at both `ends`, where an arrow says that it goes on."""
+    mean, *interval = numbers
+    if math.isfinite(interval[0]):
+        axes.plot(np.clip(interval, *ends), [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+    for arrow, end, is_beyond in (("<", ends[0], min(numbers) < ends[0]), (">", ends[1], max(numbers) > ends[1])):
+        if is_beyond:
+            axes.plot(end, y, arrow, color=colour, ms=7, clip_on=False)
+    if ends[0] <= mean <= ends[1]:
+        axes.plot(mean, y, marker, color=colour, markerfacecolor=face, ms=7, mew=1.6)
 
 
 def interval_text(row: Any, by: float) -> str:

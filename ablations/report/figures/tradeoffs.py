@@ -24,13 +24,16 @@ from ablations.report.figures.theme import (
     PALETTE,
     WIDTH,
     bounds_of,
+    interval_bar,
+    reach,
     response_of,
     themed,
     wrapped,
 )
-from ablations.report.numbers import amount, heading, scale, with_unit
+from ablations.report.numbers import amount, heading, number, scale, with_unit
 from ablations.statistics import baseline_runs, mean_interval, one_factor_runs, paired_ratio, pareto_front
 
+LEAST_REACH = math.log(1.1)  # of a figure of ratios to either side of 1
 MOST_ASIDE = 6  # levels of equal cost that can stand side by side
 NATIVE = "native_"  # what the name of a timing begins with that was taken without the project's kernels
 
@@ -129,6 +132,8 @@ def tradeoff(
     axes.set_xlabel(heading(price["label"]) + side_by_side)
     axes.set_ylabel(wrapped(with_unit(response), 44))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4 if len(handles) < 9 else 3))
+    on_front = set(zip(front[cost], front[response["name"]] * by, strict=True))
+    points.sort(key=lambda point: (point.marker != "*", (point.x, point.y) not in on_front))
     _place_labels(figure, axes, points)
     return figure
 
@@ -143,19 +148,20 @@ def timing_ratios(table: pd.DataFrame, label: str = "Time over native (left of 1
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
     rows: list[Any] = list(table.itertuples())
+    farthest = np.log(table[["ratio", "low", "high"]].to_numpy(float))
+    end = math.exp(reach(np.nanmax(np.abs(farthest), axis=1), LEAST_REACH))
     for y, row in enumerate(rows):
         faster = row.high < 1
         colour = PALETTE[2] if faster else PALETTE[1] if row.low > 1 else MUTED
-        if math.isfinite(row.low):
-            axes.plot([row.low, row.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
-        axes.plot(row.ratio, y, "o", color=colour, ms=6.5, markerfacecolor=colour if colour != MUTED else "white")
+        face = colour if colour != MUTED else "white"
+        interval_bar(axes, y, [row.ratio, row.low, row.high], (1 / end, end), colour, "o", face)
     axes.axvline(1, color=INK, lw=1)
     axes.set_xscale("log")
     axes.set_ylim(len(table) - 0.5, -0.6)
     axes.set_yticks(range(len(table)), table["label"])
     texts.set_yticks(range(len(table)), [_ratio_text(row) for row in rows])
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(MaxNLocator(6) if high < 4 * low else _log_locator(low, high))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", visible=False)
@@ -192,14 +198,22 @@ def timing_table(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataF
 
 def _ratio_text(row: Any) -> str:
     if not math.isfinite(row.low):
-        return f"{row.ratio:.2f}  (n = {row.n})"
-    return f"{row.ratio:.2f}  [{row.low:.2f}, {row.high:.2f}]"
+        return f"{_ratio(row.ratio)}  (n = {row.n})"
+    return f"{_ratio(row.ratio)}  [{_ratio(row.low)}, {_ratio(row.high)}]"
+
+
+def _ratio(x: float) -> str:
+    return number(x, 2 if 0.1 <= x < 100 else None)
+
+
+def _log_locator(low: float, high: float) -> LogLocator:
+    return LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5))
 
 
 def _plain_log_ticks(axes: Axes, price: Mapping[str, Any]) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, at powers alone over a wide range, written out with their unit."""
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5)))
+    axes.xaxis.set_major_locator(_log_locator(low, high))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _tick(t, price["unit"])))
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -210,7 +224,7 @@ def _tick(x: float, unit: str) -> str:
 
 
 def _place_labels(figure: Figure, axes: Axes, points: list[_Point]) -> None:
-    """Write each label beside its point, at the first of eight places that meets no other label or point."""
+    """Write each label beside its point, at the first of eight places that meets no other label or point, if any."""
     figure.draw_without_rendering()
     renderer = FigureCanvasAgg(figure).get_renderer()
     pixels = figure.dpi / 72
@@ -224,7 +238,7 @@ def _place_labels(figure: Figure, axes: Axes, points: list[_Point]) -> None:
                 fontsize=8.5, va="center", ha="left" if dx > 0 else "right",
             )  # fmt: skip
             box = note.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) or (dx, dy) == places[-1]:
+            if not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             note.remove()
