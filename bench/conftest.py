@@ -1,10 +1,11 @@
-"""Has cases measured in fresh processes, hands the times to pytest-benchmark, and prints the table at the end."""
+"""Has cases measured by one fresh process after the other, hands times to pytest-benchmark, and prints the table."""
 
 from __future__ import annotations
 
 import datetime
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,11 +15,28 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench import machine, peers, table
 from bench.cases import Case, name_of
 from bench.protocol import OURS
-from bench.results import Results, Row, extra_info, rows_of, write_pairs
+from bench.ratios import FEWEST_PROCESSES
+from bench.results import Results, Row, extra_info, others_share, rows_of, write_pairs
 from bench.workers import Conditions, Measurement, Workers
 
-ROWS = pytest.StashKey[list[Row]]()
-MEASURED = pytest.StashKey[dict[str, list[Measurement]]]()
+
+@dataclass
+class Session:
+    """What was measured: each case with a measurement from every process that had its turn; and what failed."""
+
+    measured: dict[Case, list[Measurement]] = field(default_factory=dict)
+    failed: set[Case] = field(default_factory=set)
+    rows: dict[Case, list[Row]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> dict[Case, list[Measurement]]:
+        """The cases that did not fail, with the rounds that all of them have had: less than all if interrupted."""
+        sound = {case: found for case, found in self.measured.items() if case not in self.failed}
+        rounds = min(map(len, sound.values()), default=0)
+        return {case: found[:rounds] for case, found in sound.items()}
+
+
+SESSION = pytest.StashKey[Session]()
 _stamps: deque[float] = deque()
 
 
@@ -33,7 +51,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node")  # the name of a host says nothing to others
-    machine_info["recurve"] = machine.about(_conditions(config))
+    machine_info["recurve"] = _about(config)
 
 
 @pytest.fixture(scope="session")
@@ -43,16 +61,28 @@ def workers(pytestconfig: pytest.Config) -> Iterator[Workers]:
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, workers: Workers) -> Callable[[Case], None]:
-    """Measure one case and keep its rows."""
+def measure(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, workers: Workers
+) -> Callable[[Case, int], None]:
+    """Measure one case in one process; after the last process, hand its rows to pytest-benchmark."""
 
-    def run(case: Case) -> None:
-        conditions = _conditions(pytestconfig)
-        measurements = workers.measure(case, pytestconfig.getoption("--benchmark-seconds"), conditions)
-        rows = rows_of(case, measurements, conditions)
-        pytestconfig.stash.setdefault(ROWS, []).extend(rows)
-        pytestconfig.stash.setdefault(MEASURED, {})[name_of(case)] = measurements
-        benchmark.group = case.group
+    def run(case: Case, process: int) -> None:
+        conditions, session = _conditions(pytestconfig), pytestconfig.stash.setdefault(SESSION, Session())
+        processes = pytestconfig.getoption("--benchmark-processes")
+        measurements = session.measured.setdefault(case, [])
+        if len(measurements) < process:
+            pytest.skip(f"{name_of(case)} has no measurement of an earlier process")
+        try:
+            seconds = pytestconfig.getoption("--benchmark-seconds") / processes
+            measurements.append(workers.measure(process, case, seconds, conditions))
+            if process + 1 < processes:
+                return
+            rows = session.rows[case] = rows_of(case, measurements, conditions)
+        except Exception:
+            session.failed.add(case)
+            raise
+        benchmark: BenchmarkFixture = request.getfixturevalue("benchmark")
+        benchmark.group, benchmark.name = case.group, f"test_case[{name_of(case)}]"
         benchmark.extra_info.update(extra_info(rows, measurements))
         _record(benchmark, measurements)
 
@@ -60,10 +90,18 @@ def measure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, workers: W
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows, measured = config.stash.get(ROWS, []), config.stash.get(MEASURED, {})
-    if not rows:
+    session = config.stash.get(SESSION, Session())
+    measured = {name_of(case): found for case, found in session.complete.items()}
+    rounds, processes = min(map(len, measured.values()), default=0), config.getoption("--benchmark-processes")
+    if rounds < FEWEST_PROCESSES:
         return
-    results = Results(rows, {**machine.about(_conditions(config)), "date": f"{datetime.date.today()}"})
+    for case, found in session.complete.items():
+        if rounds < processes:
+            session.rows[case] = rows_of(case, found, _conditions(config))
+    rows = [row for case in session.complete for row in session.rows[case]]
+    results = Results(rows, {**_about(config), "date": f"{datetime.date.today()}"})
+    if rounds < processes:
+        terminalreporter.write_line(f"interrupted: from {rounds} of {processes} processes")
     terminalreporter.write_sep("=", "benchmarks: above 1, ours is faster")
     terminalreporter.write(table.render(rows, results.title, terminalreporter.hasmarkup))
     for line in table.remarks(measured):
@@ -72,6 +110,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if path is not None:
         write_pairs(path, measured)
         terminalreporter.write_line(f"every block: {path}")
+
+
+def _about(config: pytest.Config) -> dict[str, str]:
+    measured = config.stash.get(SESSION, Session()).complete
+    share = others_share(measurement for of_case in measured.values() for measurement in of_case)
+    others = {} if share is None else {"others": f"{share:.0%}"}
+    return {**machine.about(_conditions(config)), **others}
 
 
 def _conditions(config: pytest.Config) -> Conditions:

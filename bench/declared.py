@@ -9,7 +9,7 @@ from bench.cases import MODES, Case, parse
 # One layer in one direction, two layers, both directions: from single sequences to large batches, H 32 to 1024.
 RECURRENT = """
 T30-B32-I3-H32 T60-B64-I3-H64 T14-B256-I1-H64 T28-B64-I28-H128 T100-B1-I64-H128 T50-B32-I128-H256
-T150-B16-I256-H256 T25-B64-I512-H512 T25-B32-I1024-H1024 T60-B64-I3-H64-L2 T28-B64-I28-H128-bidirectional
+T150-B16-I256-H256 T25-B64-I512-H512 T8-B32-I1024-H1024 T60-B64-I3-H64-L2 T28-B64-I28-H128-bidirectional
 """
 
 # First layers of image networks, then deeper ones, LeNet's, one of an ImageNet network, 1x1, depthwise, batch 1.

@@ -74,12 +74,13 @@ def rows_of(case: Case, measurements: Sequence[Measurement], conditions: Conditi
         ImpossibleSpeed: ours is faster than the machine can be.
     """
     limits = Limits.highest([m.limits for m in measurements if m.limits is not None])
+    known_bytes: dict[str, int] = next((m.held_bytes for m in measurements if m.held_bytes), {})
     rows = []
     for clock in measurements[0].races:
         races = [measurement.races[clock] for measurement in measurements]
         for other in [name for name in races[0].seconds if name not in (OURS, TWIN)]:
             parts = _parts(races[0], other)
-            held = measurements[0].held_bytes if other == NATIVE else {}
+            held = known_bytes if other == NATIVE else {}
             rows += [_row(case, races, other, part, clock, limits, held, conditions) for part in parts]
     return rows
 
@@ -145,8 +146,15 @@ def extra_info(rows: Sequence[Row], measurements: Sequence[Measurement]) -> dict
             for name in race.first_seconds
         },
         "left_out": measurements[0].left_out,
+        "others": others_share(measurements),
         "rows": [asdict(row) for row in rows],
     }
+
+
+def others_share(measurements: Iterable[Measurement]) -> float | None:
+    """The mean share of the processors that others took, over cases and processes; None where nobody knows."""
+    known = [measurement.others for measurement in measurements if measurement.others is not None]
+    return float(np.mean(known)) if known else None
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,8 @@ class Results:
         """One line over a table."""
         threads = f"{self.about['threads']} thread{'s' if self.about['threads'] != '1' else ''}"
         versions = f"recurve {self.about['recurve']}, torch {self.about['torch']}"
-        return f"{versions}, {self.about['dtype']}, {threads}, {self.about['machine']}, {self.about['date']}"
+        where = f"{versions}, {self.about['dtype']}, {threads}, {self.about['machine']}, {self.about['date']}"
+        return where + (f"; others took {self.about['others']} of the processors" if "others" in self.about else "")
 
 
 def read(path: Path) -> Results:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.protocol import NATIVE
 from bench.ratios import Verdict, geometric_mean
-from bench.results import Row
+from bench.results import Row, others_share
 from bench.workers import Measurement
 
 WIDTH = 100
@@ -24,6 +24,7 @@ LEGEND = (
     "A/A: how far ours differs from itself. limit: share of what arithmetic (a) or memory (m) allows.",
 )
 SLOW_START = 1.0  # seconds of a first call that are worth a remark
+QUIET = 0.05  # of the processors' time, that others may take
 
 
 def render(rows: Sequence[Row], title: str, color: bool) -> str:
@@ -44,7 +45,7 @@ def render(rows: Sequence[Row], title: str, color: bool) -> str:
 
 
 def remarks(measured: Mapping[str, Sequence[Measurement]]) -> Iterator[str]:
-    """Who took long to start, and who was left out and why: each once."""
+    """Who took long to start, who was left out and why, and how little the machine was quiet: each once."""
     starts: dict[str, tuple[float, str]] = {}
     left_out: dict[tuple[str, str], int] = {}
     for case, measurements in measured.items():
@@ -57,6 +58,15 @@ def remarks(measured: Mapping[str, Sequence[Measurement]]) -> Iterator[str]:
     for name, (seconds, case) in starts.items():
         if seconds > SLOW_START:
             yield f"apart from these times: {name} took up to {seconds:.1f} s for its first call ({case})"
+    shares = {case: others_share(measurements) or 0.0 for case, measurements in measured.items()}
+    disturbed = {case: share for case, share in shares.items() if share > QUIET}
+    if disturbed:
+        worst = max(disturbed, key=disturbed.__getitem__)
+        yield (
+            f"not quiet: in {len(disturbed)} of {len(shares)} cases others took more than {QUIET:.0%} of the "
+            f"processors, up to {disturbed[worst]:.0%} ({worst}). Who works on more threads loses more by that, in "
+            "every process alike: such ratios hold for this moment, and no interval covers another."
+        )
     for (name, why), count in left_out.items():
         yield f"left out: {name} in {count} case{'s' if count > 1 else ''}: {why}"
 

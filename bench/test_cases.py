@@ -1,4 +1,7 @@
-"""Every case against torch.nn, and against peers that are asked for: `pytest --benchmark`, fewer with `-k`."""
+"""Every case against torch.nn, and against peers that are asked for: `pytest --benchmark`, fewer with `-k`.
+
+One process measures all cases before the next one does, so that the processes of a case lie minutes apart.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not chosen:
         device = option("--benchmark-device")
         chosen = [*cases(option("--benchmark-full"), device), *(RUNS if device == "cpu" else [])]
-    metafunc.parametrize("case", chosen, ids=name_of)
+    processes = range(option("--benchmark-processes"))
+    rounds = [
+        pytest.param(case, number, id=f"{name_of(case)}-process{number}") for number in processes for case in chosen
+    ]
+    metafunc.parametrize(("case", "process"), rounds)
 
 
-def test_case(case: Case, measure: Callable[[Case], None]) -> None:
-    measure(case)
+def test_case(case: Case, process: int, measure: Callable[[Case, int], None]) -> None:
+    measure(case, process)

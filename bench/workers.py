@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from bench.graphs import replayed
 from bench.limits import Limits
 from bench.memory import held_bytes
 from bench.protocol import NATIVE, OURS, Race, WrongAnswer, measure
+from bench.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,21 @@ class Conditions:
 @dataclass
 class Measurement:
     """One case in one process: a race by each clock ("wall"; on CUDA "events" and "graph" too), the machine's limits
-    before and after, which peers had to be left out, and why, and what ours and torch.nn hold for the backward pass."""
+    before and after, which peers had to be left out, and why; what ours and torch.nn hold for the backward pass, told
+    by the first process alone; and the share of the case's processors that others took meanwhile, None if unknown."""
 
     races: dict[str, Race]
     limits: Limits | None
     left_out: dict[str, str] = field(default_factory=dict)
     held_bytes: dict[str, int] = field(default_factory=dict)
+    others: float | None = None
 
 
 class Workers:
-    """Processes, each with an interpreter of its own, that wait while another measures.
-
-    Raises, from `measure`, what was raised in a process, and BrokenProcessPool if it died; a new one takes its place.
-    """
+    """Processes, each with an interpreter of its own, that wait while another measures."""
 
     def __init__(self, processes: int) -> None:
         self._pools = [_pool() for _ in range(processes)]
-        self._order = random.Random(0)
 
     def __enter__(self) -> Workers:
         return self
@@ -59,23 +57,22 @@ class Workers:
         for pool in self._pools:
             pool.shutdown()
 
-    def measure(self, case: Case, seconds: float, conditions: Conditions) -> list[Measurement]:
-        """The case in every process, one after the other in random order, for so many seconds in all."""
-        found: dict[int, Measurement] = {}
-        share = seconds / len(self._pools)
-        for number in self._order.sample(range(len(self._pools)), len(self._pools)):
-            try:
-                measuring = self._pools[number].submit(measure_here, case, share, number, conditions, bool(found))
-                found[number] = measuring.result()
-            except BrokenProcessPool:
-                self._pools[number] = _pool()
-                raise
-        return [found[number] for number in sorted(found)]
+    def measure(self, number: int, case: Case, seconds: float, conditions: Conditions) -> Measurement:
+        """The case in the process of that number, 0 being the first, for so many seconds.
+
+        Raises what was raised in the process, and BrokenProcessPool if it died; a new one takes its place.
+        """
+        try:
+            return self._pools[number].submit(measure_here, case, seconds, number, conditions, number > 0).result()
+        except BrokenProcessPool:
+            self._pools[number] = _pool()
+            raise
 
 
 def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions, checked: bool) -> Measurement:
     """The case in this process. The process is one of its own: it keeps the conditions."""
     _keep(conditions)
+    used = Usage.now()
     problem, left_out = peers.joined(case, case.problem(seed, conditions.device), conditions.peers)
     before = Limits.probe(case.bytes, conditions.device)
     races = {}
@@ -89,8 +86,10 @@ def measure_here(case: Case, seconds: float, seed: int, conditions: Conditions, 
     if torch.get_num_threads() != conditions.threads:
         raise WrongAnswer(f"a competitor has set {torch.get_num_threads()} threads in place of {conditions.threads}")
     after = Limits.probe(case.bytes, conditions.device)
-    held = {name: held_bytes(problem.competitors[name], problem.samples[0]) for name in (OURS, NATIVE)}
-    return Measurement(races, Limits.highest([probe for probe in (before, after) if probe]), left_out, held)
+    others = used.others_until(Usage.now()) if used else None
+    sides = () if checked else (OURS, NATIVE)
+    held = {name: held_bytes(problem.competitors[name], problem.samples[0]) for name in sides}
+    return Measurement(races, Limits.highest([probe for probe in (before, after) if probe]), left_out, held, others)
 
 
 def _clocks(device: str) -> dict[str, Clock]:

@@ -65,6 +65,29 @@ def test_every_figure_draws_a_table_of_ones_own(own, declaration):
     assert all(isinstance(figure, Figure) and figure.axes for figure in drawn)
 
 
+def with_a_far_level(own: pd.DataFrame) -> pd.DataFrame:
+    """Width 32 fails: 50 lower than all else."""
+    return own.assign(score=own["score"].where(own["width"] != 32, own["score"] - 50))
+
+
+def test_a_row_far_beyond_the_others_leaves_the_forest_by_an_arrow_and_keeps_its_numbers(own, declaration):
+    found = effects(with_a_far_level(own), declaration)
+    rows = pd.concat([found, *(found.assign(level=found["level"] + str(k)) for k in range(2))]).query("level != '321'")
+    axes = figures.forest(rows.query("level != '320'"), declaration).axes[0]
+    assert -1 < axes.get_xlim()[0] < axes.get_xlim()[1] < 1
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "<"] == [pytest.approx(axes.dataLim.x0)]
+    assert any("50" in label.get_text() for label in axes.child_axes[0].get_yticklabels())
+
+
+def test_a_level_far_from_the_baseline_does_not_squeeze_the_others_and_is_named_with_its_mean(own, declaration):
+    far = with_a_far_level(own)
+    wide = far.assign(width=far["width"].astype(str) + far["optimizer"].map({"adam": "", "sgd": "s"}), optimizer="adam")
+    declared = figures.declare(wide, "score", {"width": "8"})
+    axes = figures.levels(wide[wide["width"] != "32s"], declared).axes[0]
+    assert axes.get_ylim()[0] > -2
+    assert any("49" in text.get_text() for text in axes.texts)
+
+
 def test_a_table_that_lacks_a_column_is_refused_with_what_it_has(own):
     with pytest.raises(ValueError, match=r"lacks the columns loss, depth; it has seed, status, optimizer"):
         figures.declare(own, "loss", {"depth": 1})

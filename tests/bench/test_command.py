@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.cases import name_of
+from bench.cases import name_of, parse
+from bench.conftest import Session
 from bench.declared import cases
 from bench.results import read
+from bench.workers import Measurement
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +33,9 @@ def collected(*arguments: str) -> list[str]:
 def test_with_the_flag_only_benchmarks_run() -> None:
     found = collected("--benchmark")
     assert {line.split("::")[0] for line in found} == {"bench/test_cases.py"}
-    assert {name_of(case) for case in cases()} < {line.split("[")[1].rstrip("]") for line in found}
+    names = [line.split("[")[1].rpartition("-process")[0] for line in found]
+    assert {name_of(case) for case in cases()} < set(names)
+    assert names == names[: len(names) // 5] * 5  # a round of all cases in each of five processes
 
 
 def test_without_the_flag_no_benchmark_runs_even_when_named() -> None:
@@ -46,8 +50,8 @@ def test_words_choose_cases() -> None:
 
 
 def test_a_case_that_is_declared_nowhere_is_taken_from_the_command_line() -> None:
-    found = collected("--benchmark", "--benchmark-case=conv-train-B3-C2-O5-S9-K3")
-    assert found == ["bench/test_cases.py::test_case[conv-train-B3-C2-O5-S9-K3]"]
+    found = collected("--benchmark", "--benchmark-processes=2", "--benchmark-case=conv-train-B3-C2-O5-S9-K3")
+    assert found == [f"bench/test_cases.py::test_case[conv-train-B3-C2-O5-S9-K3-process{number}]" for number in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,11 @@ def test_one_case_prints_its_row_and_leaves_the_same_in_the_files(tmp_path: Path
     assert len(ours) == len(native) == step.blocks
     logs = np.log(native / ours).groupby("process").median()
     assert tuple(logs) == pytest.approx(step.logs)
+
+
+def test_an_interrupted_run_counts_whole_rounds_of_sound_cases_alone() -> None:
+    slow, fast, wrong = (parse(f"recurrent-GRU-train-T{steps}-B1-I1-H1") for steps in (1, 2, 3))
+    race = Measurement({}, None)
+    session = Session({slow: [race] * 2, fast: [race] * 3, wrong: [race]}, {wrong})
+    assert {case: len(found) for case, found in session.complete.items()} == {slow: 2, fast: 2}
+    assert Session().complete == {}

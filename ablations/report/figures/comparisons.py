@@ -72,7 +72,7 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     axes.set_ylim(y - 0.5, -0.6)
     drawn = rows[["mean", "low", "high"]].stack().mul(by).clip(-end, end)
     widest = float(rows["margin"].max()) * by if rows["margin"].notna().any() else 0.0
-    low, high = min(drawn.min(), -widest, 0.0), max(drawn.max(), widest, 0.0)
+    low, high = min([*drawn, -widest, 0.0]), max([*drawn, widest, 0.0])
     edge = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - edge, high + edge)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

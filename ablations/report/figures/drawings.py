@@ -77,10 +77,12 @@ def study_figure(name: str) -> Callable[[Evidence], Drawing | None]:
 
 
 def _forest(evidence: Evidence) -> Drawing | None:
-    if not len(evidence.effects) or not (evidence.effects["n"] > 0).any():
+    if not len(evidence.effects):
         return None
     by, label = scale(evidence.primary), in_sentence(evidence.primary["label"])
     rows = evidence.effects[(evidence.effects["response"] == evidence.primary["name"]) & (evidence.effects["n"] > 0)]
+    if rows.empty:
+        return None
     items = [f"{row.factor} {row.level} {interval_text(row, by)} {row.verdict}".strip() for row in rows.itertuples()]
     is_cut = rows[["mean", "low", "high"]].abs().max(axis=None) > forest_reach(rows)
     arrows = " An arrow marks a row that reaches far beyond the others: its numbers stand beside it." if is_cut else ""
