@@ -189,7 +189,7 @@ STUDY = Study(
             {
                 1: ("images of one channel", "fewer products are summed, so that fewer are rounded"),
                 3: ("images of three channels", "fewer products are summed, so that fewer are rounded"),
-                64: ("64 input channels", "sums are in blocks, so that their error hardly grows"),
+                64: ("as many as 64 input channels", "sums are in blocks, so that their error hardly grows"),
             },
         ),
         _geometry(

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurve import _extension
 from recurve.ops import conv
 from recurve.ops._aliases import alias
 
 
 def register() -> None:
     """Attach the rules to the compiled ops."""
-    for op in ("conv_block", "conv_block_winograd"):
+    for op in filter(_extension.has, ("conv_block", "conv_block_winograd")):
         torch.library.register_fake(f"recurve::{op}", _fake)
         torch.library.register_fake(f"recurve::{op}_forward", _fake_forward)
         torch.library.register_vmap(f"recurve::{op}", partial(_vmap, op))

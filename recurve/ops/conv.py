@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recurve import _extension
 from recurve._backend import Backend, choose
 from recurve.ops import _conv_algorithms
 from recurve.ops._cuda import native_wins_convolution
@@ -186,7 +187,7 @@ def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]
     """Whether there is a kernel of Winograd's algorithm: it works on tiles of 2 or 4 rows, in whole windows."""
     stride, _, dilation = geometry
     plain = (*weight.shape[-2:], *stride, *dilation) == (3, 3, 1, 1, 1, 1) and weight.shape[-3] > 1
-    return x.device.type == "cpu" and plain and window[0] in (1, 2, 4)
+    return x.device.type == "cpu" and plain and window[0] in (1, 2, 4) and _extension.has("conv_block_winograd")
 
 
 def _winograd_wins(x: Tensor, weight: Tensor) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.theme import INK, MARKERS, WIDTH, Drawing, level_colours, themed
@@ -104,14 +106,23 @@ def exactness(runs: pd.DataFrame, memory: pd.DataFrame, declaration: Mapping[str
         bytes_over = (1 / mine["gain"].astype(float)).groupby(mine["kernel"].astype(int)).agg(_geometric_mean)
         right.plot(bytes_over.index, bytes_over, **look)
     left.set_xscale("log")
+    _plain_ticks(left.xaxis, (1,))
     left.set_xlabel("Products that are summed for a pixel")
     left.set_ylabel("Correct digits of the output")
     right.set_yscale("log")
+    _plain_ticks(right.yaxis, (1, 2, 5))
     right.set_xticks(sorted(set(memory["kernel"].astype(int))))
     right.set_xlabel("Side of the kernel")
     right.set_ylabel("Memory over the baseline's")
     figure.legend(handles=left.get_lines(), loc="outside upper center", ncols=len(factor["levels"]))
     return figure
+
+
+def _plain_ticks(axis: Axis, steps: tuple[int, ...]) -> None:
+    """Ticks at `steps` times powers of ten, written out."""
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _geometric_mean(values: pd.Series) -> float:
