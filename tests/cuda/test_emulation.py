@@ -103,7 +103,7 @@ def test_results_step_by_step_equal_the_references(library):
 def test_convolution_blocks_equal_the_references(library):
     which = "float64_equals or not_a_number or ties or strided or 16_bit or float32_sums"
     files = "tests/recurve/test_ops_conv.py tests/recurve/cuda_convolution.py"
-    passes(library, f"{LARGE} {SMALL}", f"{files} -k {which}", of=16)
+    passes(library, f"{LARGE} {SMALL}", f"{files} -k {which}", of=8)
 
 
 OP_TESTS = ("ops_recurrent", "probe", "derivatives", "transforms", "nn_recurrent", "ops_conv", "nn_conv")
