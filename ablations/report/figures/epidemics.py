@@ -241,7 +241,7 @@ def _single(size: tuple[float, float] = (WIDTH, 3.2)) -> tuple[Figure, Axes]:
 def _lines(axes: Axes, table: pd.DataFrame, x: str) -> None:
     """A line per series with its interval, the network's in ink."""
     series: Sequence[str] = list(dict.fromkeys(table["series"]))
-    colours = dict(zip(series, [INK, *PALETTE, MUTED], strict=False))
+    colours = dict(zip(series, [INK, *PALETTE, MUTED], strict=False)) | {REFERENCES["persistence"]: MUTED}
     for name, marker in zip(series, ["", *MARKERS, ""], strict=False):
         band = mean_band(table[table["series"] == name], x)
         axes.fill_between(band.index, band["low"], band["high"], color=colours[name], alpha=0.18, lw=0)
