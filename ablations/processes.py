@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -32,7 +33,8 @@ def start(target: Callable[..., None], *arguments: Any) -> Worker:
     resource_tracker.ensure_running()  # which the server would start, and end the holding back
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        with _one_thread_in_children():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     connection, theirs = context.Pipe()
@@ -40,6 +42,19 @@ def start(target: Callable[..., None], *arguments: Any) -> Worker:
     process.start()
     theirs.close()  # so that the worker's death ends the stream
     return Worker(process, connection)
+
+
+@contextmanager
+def _one_thread_in_children() -> Iterator[None]:
+    """Workers share a machine by cores, so that none of their libraries may take more than one."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def stop(processes: Sequence[ForkServerProcess]) -> None:

@@ -64,7 +64,8 @@ class Display:
         self._ended += 1
         if event.job in self._running:
             self._bars.remove_task(self._running.pop(event.job))
-        took = duration(time.monotonic() - self._started.get(event.job, time.monotonic()))
+        now = time.monotonic()
+        took = duration(now - self._started.get(event.job, now))
         line = f"[{self._ended}/{len(self.jobs)}] {_title(self.jobs[event.job])}: {outcome(event.outcomes)} in {took}"
         self._console.print(line, highlight=False, markup=False)
 

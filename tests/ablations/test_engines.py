@@ -1,16 +1,19 @@
 """Claims on engines: a job that fails or dies touches no other, and repeating the command completes the table."""
 
+import os
 from dataclasses import replace
 
 import pandas as pd
 import planted
 import psutil
 import pytest
+import torch
 
 from ablations.devices import Memory
 from ablations.engines import Ended, Epoch, Ledger, Sharing
 from ablations.engines.local import Local
 from ablations.plan import longest_first, plan_study
+from ablations.processes import Apart
 from ablations.records import Records
 
 
@@ -134,6 +137,14 @@ def test_jobs_on_a_gpu_go_on_one_by_one_when_the_first_never_ends_an_epoch(recor
     assert events[0] == Ended(events[0].job, ("failed",))
     assert planted.at_once(events[1:])[1] == 1
     assert len(records.table()) == 4
+
+
+def test_a_worker_has_one_thread_whatever_this_process_has(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with Apart() as process:
+        assert process.call(os.getenv, "OMP_NUM_THREADS") == "1"
+        assert process.call(torch.get_num_threads) == 1
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_every_epoch_of_every_job_is_reported(uninterrupted):
