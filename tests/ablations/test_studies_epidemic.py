@@ -7,11 +7,13 @@ import torch
 from ablations.data import sird
 from ablations.design import DataError, one_factor_at_a_time
 from ablations.forecasting import baselines
-from ablations.forecasting.scores import MEDIAN
+from ablations.forecasting.scores import LEVELS, MEDIAN, NOMINAL, coverage
 from ablations.forecasting.task import Scaler
 from ablations.models import Quantiles
+from ablations.records import Configuration
 from ablations.studies import epidemic
 from ablations.studies.epidemic import STUDY, UNSEEN_R0, EpidemicTask, simulate
+from ablations.training import Ensemble, learn
 
 CONDITIONS = one_factor_at_a_time(STUDY, {f.name: [x.name for x in f.levels] for f in STUDY.factors})
 CHANGES_REPORTS = {"noise", "observed", "weekday"}
@@ -255,6 +257,24 @@ def test_references_do_not_depend_on_the_network_and_are_computed_once(monkeypat
 def test_the_oracle_and_the_sir_fit_beat_persistence_on_the_tests():
     responses, _ = task()._reference_results()
     assert responses["oracle_error"] < 0.02 < responses["sir_fit_error"] < responses["persistence_error"]
+
+
+@pytest.mark.slow
+def test_even_clean_reports_leave_the_peak_unsure_before_it_comes_and_intervals_say_so():
+    """The peak cannot be forecast sharply before it happens (Castro et al., PNAS 2020;117:26190)."""
+    chosen = STUDY.settings("quick", STUDY.baseline) | {"noise": 0.0}
+    ensemble = Ensemble([Configuration("epidemic", "", "", "", chosen, {}, 0)], EpidemicTask)
+    learn(ensemble, lambda *_: None)
+    drawn = ensemble.tasks[0]
+    origins, before = drawn.origins(drawn.test), drawn.origin_days < -7
+    forecast = drawn.forecast(ensemble.predictor(0), drawn.test, origins)
+    inside = coverage(forecast, baselines.windows(drawn.test.truth, origins, drawn.future))[
+        ..., np.argmin(abs(NOMINAL - 0.95))
+    ]
+    assert inside[:, before].mean() > 0.9
+    low, high = (forecast[:, :, 13, LEVELS.searchsorted(level)] for level in (0.025, 0.975))
+    width = (high - low) / drawn.test.peak_height[:, None]
+    assert np.median(width[:, before]) > max(0.3, 1.5 * np.median(width[:, drawn.origin_days >= 0]))
 
 
 def test_unseen_epidemics_spread_faster_than_any_of_training(monkeypatch):
