@@ -19,7 +19,7 @@ from setuptools import setup
 
 MODES = ("auto", "cpu", "cuda", "none")
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
-FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", *WARNINGS]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", *WARNINGS]
 LINK_FLAGS = ["-fopenmp"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 if os.environ.get("RECURVE_SANITIZE") == "1":

@@ -231,7 +231,7 @@ def _name_references(axes: Axes, means: Mapping[str, float], ends: tuple[float, 
         places.append(max([float(np.clip(value, *ends)), *(place + apart for place in places[-1:])]))
     for k in reversed(range(len(places))):  # those pushed beyond the upper end go back down
         places[k] = min(places[k], places[k + 1] - apart if k + 1 < len(places) else ends[1])
-    leader = {"arrowstyle": "-", "color": PALETTE[1], "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+    leader = {"arrowstyle": "-", "color": PALETTE[1], "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
     for (name, value), place in zip(ordered, places, strict=True):
         is_outside = not ends[0] <= value <= ends[1]
         text = f"{name}: {value:.3g} {'↑' if value > ends[1] else '↓'}" if is_outside else name
