@@ -376,7 +376,6 @@ class Builder:
 
     def test(self, suite: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": str(self.folder), "RECURVE_ISA": "baseline", "OMP_NUM_THREADS": "1"}
-        file, *options = SUITES[suite]
         command = [
             sys.executable,
             "-m",
@@ -389,7 +388,7 @@ class Builder:
             "-m",
             "not slow",
         ]
-        command += [f"tests/{file}", *options]
+        command += [f"tests/{part}" if part.endswith(".py") else part for part in SUITES[suite]]
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
 
     def build(self, file: str) -> None:
