@@ -15,7 +15,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from weakref import WeakMethod
 
 import numpy as np
 import pandas as pd
@@ -86,10 +87,11 @@ class Ensemble:
         self._clip = _per_model(configurations, "clip", absent=math.inf)
         self._clips = bool(self._clip.isfinite().any())
         self._data = [[t.to(self._device) for t in (task.train_inputs, task.train_targets)] for task in self.tasks]
-        self._learn: Work = self._losses_and_gradients
+        self._replayed: Replayed | None = None
         if self._device.type == "cuda":
             self._clip = self._clip.to(self._device)
-            self._learn = Replayed(self._losses_and_gradients, list(self._parameters.values()))
+            work = WeakMethod(self._losses_and_gradients)  # without a cycle, memory is free as soon as an ensemble is
+            self._replayed = Replayed(lambda *inputs: cast(Work, work())(*inputs), list(self._parameters.values()))
 
     def pairing(self, member: int) -> dict[str, str]:
         """Hashes of what runs of one seed share."""
@@ -135,7 +137,7 @@ class Ensemble:
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
         self._model.train()
-        losses = self._learn(inputs, targets)
+        losses = (self._replayed or self._losses_and_gradients)(inputs, targets)
         self._steps += 1
         steps = self.settings["epochs"] * self.steps_per_epoch
         self._optimizer.step(schedule(self.settings.get("schedule", "constant"), self._steps, steps))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from ablations.forecasting.scores import (
@@ -15,7 +14,6 @@ from ablations.forecasting.scores import (
     pinball,
     weighted_interval_score,
 )
-from ablations.forecasting.task import ForecastTask
 
 
 def random_forecasts(count=200):
@@ -77,9 +75,3 @@ def test_true_quantiles_cover_as_stated_and_score_best():
 def test_the_scaled_error_of_the_naive_forecast_is_one():
     series = np.random.default_rng(0).random((3, 40))
     assert np.abs(series[:, 1:] - series[:, :-1]).mean() / naive_scale(series) == pytest.approx(1)
-
-
-def test_the_training_loss_is_the_score():
-    forecast, truth = random_forecasts()
-    loss = ForecastTask.loss(None, torch.from_numpy(forecast), torch.from_numpy(truth))
-    assert float(loss) == pytest.approx(weighted_interval_score(forecast, truth).total.mean(), rel=1e-6)
