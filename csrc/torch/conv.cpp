@@ -30,24 +30,19 @@ ConvKept run_forward(const ConvInputs& in, bool keep) {
               "kernel ",
               s.kernel[0], " x ", s.kernel[1], ", stride ", s.stride[0], ", ", s.stride[1], ", dilation ",
               s.dilation[0], ", ", s.dilation[1], ", pool_size ", s.window[0], ", ", s.window[1]);
-  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
-  const Tensor places = keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor();
+  const ConvKept kept = empty_kept(in, keep);
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     kernels<scalar_t>().conv_forward({s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias),
-                                      y.mutable_data_ptr<scalar_t>(), writable<uint8_t>(places), WINOGRAD},
+                                      kept.y.mutable_data_ptr<scalar_t>(), writable<uint8_t>(kept.places), WINOGRAD},
                                      torch_parallel());
   });
-  return {y, places};
+  return kept;
 }
 
 ConvGradients run_backward(const ConvInputs& in, const Tensor& dy, const Tensor& y, const Tensor& places, bool need_x,
                            bool need_weight) {
   const ConvShape& s = in.shape;
-  const auto like = in.x.options();
-  ConvGradients d;
-  if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
-  if (need_weight) d.weight = at::empty(in.weight.sizes(), like);
-  if (in.bias.defined()) d.bias = at::empty({s.models, s.outputs}, like);
+  const ConvGradients d = empty_gradients(in, need_x, need_weight);
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     kernels<scalar_t>().conv_backward(
         {s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias), data<scalar_t>(y),

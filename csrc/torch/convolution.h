@@ -102,6 +102,24 @@ struct ConvGradients {
   Tensor x, weight, bias;  // with a leading E; undefined where there is none to be
 };
 
+// Room for what the forward pass leaves, on the device of the inputs.
+inline ConvKept empty_kept(const ConvInputs& in, bool keep) {
+  const ConvShape& s = in.shape;
+  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
+  return {y, keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor()};
+}
+
+// Room for the gradients that are asked for, on the device of the inputs.
+inline ConvGradients empty_gradients(const ConvInputs& in, bool need_x, bool need_weight) {
+  const ConvShape& s = in.shape;
+  const auto like = in.x.options();
+  ConvGradients d;
+  if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
+  if (need_weight) d.weight = at::empty(in.weight.sizes(), like);
+  if (in.bias.defined()) d.bias = at::empty({s.models, s.outputs}, like);
+  return d;
+}
+
 using ConvForwardRun = ConvKept (*)(const ConvInputs&, bool keep);
 using ConvBackwardRun = ConvGradients (*)(const ConvInputs&, const Tensor& dy, const Tensor& y, const Tensor& places,
                                           bool need_x, bool need_weight);

@@ -18,14 +18,13 @@ ConvKept run_conv_forward(const ConvInputs& in, bool keep) {
   check_conv_device(in);
   const c10::cuda::CUDAGuard guard(in.x.device());
   const ConvShape& s = in.shape;
-  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
-  const Tensor places = keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor();
+  const ConvKept kept = empty_kept(in, keep);
   for_type(in.x.scalar_type(), [&]<class T>(T*) {
-    C10_CUDA_CHECK(cuda::conv_forward<T>(
-        {s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias), pointer<T>(y), pointer<uint8_t>(places)},
-        c10::cuda::getCurrentCUDAStream().stream()));
+    C10_CUDA_CHECK(cuda::conv_forward<T>({s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias),
+                                          pointer<T>(kept.y), pointer<uint8_t>(kept.places)},
+                                         c10::cuda::getCurrentCUDAStream().stream()));
   });
-  return {y, places};
+  return kept;
 }
 
 ConvGradients run_conv_backward(const ConvInputs& in, const Tensor& dy, const Tensor& y, const Tensor& places,
@@ -34,10 +33,7 @@ ConvGradients run_conv_backward(const ConvInputs& in, const Tensor& dy, const Te
   const c10::cuda::CUDAGuard guard(in.x.device());
   const ConvShape& s = in.shape;
   const auto like = in.x.options();
-  ConvGradients d;
-  if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
-  if (need_weight) d.weight = at::empty(in.weight.sizes(), like);
-  if (in.bias.defined()) d.bias = at::empty({s.models, s.outputs}, like);
+  const ConvGradients d = empty_gradients(in, need_x, need_weight);
   for_type(in.x.scalar_type(), [&]<class T>(T*) {
     using A = cuda::Accumulate<T>;
     const cuda::ConvScratch sizes = cuda::conv_scratch<T>(s);
