@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
             "Grey bars span the A/A band: ours against itself. Green circles are faster, grey squares the same, "
             "orange crosses slower.",
             "Forest plot of time ratios, a line per case.",
-            forest(steps),
+            partial(forest, steps),
             "figures.forest(rows)",
         )
     ]
@@ -171,7 +172,7 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "peak, or what the memory bandwidth at its size allows, both measured beside it. Open markers: "
                 "inference.",
                 "Scatter plot of GFLOP/s against FLOP per byte, with the limit over each point.",
-                roofline(cases),
+                partial(roofline, cases),
                 "figures.roofline(rows)",
             )
         )
@@ -182,7 +183,7 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "Where it is faster",
                 "torch.nn's time over ours by batch and hidden units. Purple: ours is faster; orange: slower.",
                 "Heat maps of time ratios, a panel per cell and mode.",
-                heat_map(cases),
+                partial(heat_map, cases),
                 "figures.heat_map(rows)",
             )
         )
@@ -196,7 +197,7 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "logarithmic axes: solid is ours, dashed torch.nn's. Slopes, torch.nn's in brackets, are fitted by "
                 "least squares: 1 is proportional growth.",
                 "Line plots of milliseconds and megabytes against sizes, ours and torch.nn's.",
-                scaling(fitted),
+                partial(scaling, fitted),
                 "figures.scaling(laws(rows))",
             )
         )

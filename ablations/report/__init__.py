@@ -50,12 +50,12 @@ def build(
     for name in names:
         say(f"{name}: reading records")
         evidence = gather(records, name, preset)
-        say(f"{name}: drawing figures")
+        say(f"{name}: telling what they say")
         sections.append(Section(evidence, tell(evidence), draw(evidence), tables(evidence)))
     index, book, tidy = out / "index.html", out / "report.ipynb", out / "runs.csv"
     with ThreadPoolExecutor(1) as beside:  # the notebook runs in a process of its own, while this one writes the rest
         notebook_written = beside.submit(_write_notebook, sections, preset, records, book, notes)
-        say("writing the page and running the notebook")
+        say("drawing figures and running the notebook")
         svgs = {}
         for section in sections:
             written = [path for table in section.tables for path in table.save(texts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def _draw(frame: pd.DataFrame, evidence: Evidence) -> list[Drawing]:
                 "Difference of B to A on the same conditions and seeds, with its 95 % t interval. Grey bands span the "
                 "smallest margin that the study states.",
                 "; ".join(f"{row['condition']} {_change(row, primary)} {row['verdict']}" for _, row in mine.iterrows()),
-                forest(rows, declaration),
+                partial(forest, rows, declaration),
                 "",
             )
         )
@@ -274,7 +275,7 @@ def _draw(frame: pd.DataFrame, evidence: Evidence) -> list[Drawing]:
                     f"B over A in {label}",
                     f"Geometric mean of the ratio of {label} by condition, with its 95 % interval over seeds.",
                     "; ".join(f"{row['condition']} {_change(row, response)}" for _, row in times.iterrows()),
-                    timing_ratios(table, f"{heading(response['label'])} of B over A (left of 1, B is lower)"),
+                    partial(timing_ratios, table, f"{heading(response['label'])} of B over A (left of 1, B is lower)"),
                     "",
                 )
             )

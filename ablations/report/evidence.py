@@ -58,7 +58,7 @@ class Evidence:
     runs: pd.DataFrame
     effects: pd.DataFrame  # see statistics.effects
     curves: pd.DataFrame  # learning curves of done runs, with the columns of `runs`
-    predictions: Callable[[str], dict[str, np.ndarray]]  # of the run of that key, read when asked for
+    predictions: Callable[..., dict[str, np.ndarray]]  # of a key and names, see Records.predictions
     environment: dict[str, list[str]]  # every value of each field, over done runs
     main_effects: pd.DataFrame = field(default_factory=pd.DataFrame)  # see statistics.main_effects
     interactions: pd.DataFrame = field(default_factory=pd.DataFrame)  # see statistics.interactions
@@ -104,7 +104,7 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
     predictions = partial(records.predictions, study)
     if runs.empty:
         return Evidence(study, preset, declaration, runs, pd.DataFrame(), pd.DataFrame(), predictions, {}, notes=notes)
-    curves = records.curves(study)
+    curves = records.curves(study, runs["key"])
     if len(curves):
         curves = curves.merge(runs[runs["status"] != "failed"], on="key")
     runs, target = _learning(runs, curves, declaration)
@@ -125,7 +125,7 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
         crossed,
         _answers(done, declaration, predictions),
         target,
-        len(predictions(done["key"].iloc[0]).get("label", ())) if len(done) else 0,
+        len(predictions(done["key"].iloc[0], ("label",)).get("label", ())) if len(done) else 0,
         [*notes, *_gaps(runs, declaration, len(crossed) > 0), *_mixed(environment)],
     )
 
@@ -225,16 +225,17 @@ def _standard(runs: pd.DataFrame, target: Target | None) -> list[dict[str, Any]]
 
 
 def _answers(
-    done: pd.DataFrame, declaration: Mapping[str, Any], predictions: Callable[[str], dict[str, np.ndarray]]
+    done: pd.DataFrame, declaration: Mapping[str, Any], predictions: Callable[..., dict[str, np.ndarray]]
 ) -> pd.DataFrame:
     """Per level and seed, the test examples that only the level or only the baseline got right, and McNemar's p.
 
     Empty for studies whose predictions hold no `label` and `predicted`.
     """
-    if done.empty or "label" not in predictions(done["key"].iloc[0]):
+    names = ("label", "predicted")
+    if done.empty or "label" not in predictions(done["key"].iloc[0], names):
         return pd.DataFrame()
     runs = one_factor_runs(done, declaration)
-    right = {key: _right(predictions(key)) for key in runs["key"].unique()}
+    right = {key: _right(predictions(key, names)) for key in runs["key"].unique()}
     rows = []
     for factor in declaration["factors"]:
         mine = runs[runs["factor"] == factor["name"]]

@@ -141,8 +141,8 @@ def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
     cards: list[Card] = []
     unfinished: list[str] = []
     absent: list[str] = []
-    runs = one_factor_runs(evidence.runs, evidence.declaration) if len(evidence.runs) else evidence.runs
-    tried = set(runs.loc[runs["factor"] == factor["name"], "level"]) if len(runs) else set()
+    runs = evidence.runs
+    tried = set(one_factor_runs(runs, evidence.declaration, factor["name"])["level"]) if len(runs) else set()
     for level in factor["levels"][1:]:
         rows = evidence.effects
         rows = rows[(rows["factor"] == factor["name"]) & (rows["level"] == level["name"])] if len(rows) else rows

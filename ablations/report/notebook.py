@@ -22,7 +22,6 @@ def notebook(sections: Sequence[Section], preset: str, runs: Path, notes: Sequen
     cells = [
         new_markdown_cell("\n\n".join(["# What did each design choice change?", f"Preset `{preset}`.", *notes])),
         new_code_cell(
-            "%matplotlib inline\n"
             "from ablations.records import Records\n"
             "from ablations.report import figures\n"
             "from ablations.report.evidence import gather\n\n"

@@ -23,21 +23,24 @@ from ablations.statistics.paired import (
 COMPARE = {"difference": paired_difference, "median": paired_median, "ratio": paired_ratio, "exact": paired_ratio}
 
 
-def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
+def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any], only: str | None = None) -> pd.DataFrame:
     """Runs that differ from the baseline in at most one factor, with the columns `factor` and `level`.
 
     Baseline runs come once per factor, as its baseline level. Levels keep the study's order; those that it does not
-    declare are left out.
+    declare are left out. `only`: the runs of that factor alone.
     """
     factors = [factor for factor in declaration["factors"] if factor["name"] in runs]
-    baseline = {factor["name"]: factor["levels"][0]["name"] for factor in factors}
-    at_baseline = pd.DataFrame({name: runs[name].astype(str) == level for name, level in baseline.items()})
+    levels = {factor["name"]: runs[factor["name"]].astype(str) for factor in factors}
+    changed = np.array([levels[factor["name"]] != factor["levels"][0]["name"] for factor in factors])  # (factor, run)
     frames = []
-    for factor in factors:
-        name, order = factor["name"], [level["name"] for level in factor["levels"]]
-        mine = runs[at_baseline.drop(columns=name).all(axis=1)]
-        mine = mine.assign(factor=name, level=mine[name].astype(str)).query("level in @order")
-        frames.append(mine.sort_values("level", key=lambda levels, order=order: levels.map(order.index), kind="stable"))
+    for k, factor in enumerate(factors):
+        if only not in (None, factor["name"]):
+            continue
+        places = {level["name"]: place for place, level in enumerate(factor["levels"])}
+        place = levels[factor["name"]].map(places).to_numpy(float)  # NaN for undeclared levels
+        alone = np.flatnonzero((changed.sum(axis=0) == changed[k]) & np.isfinite(place))
+        chosen = alone[np.argsort(place[alone], kind="stable")]
+        frames.append(runs.iloc[chosen].assign(factor=factor["name"], level=levels[factor["name"]].iloc[chosen]))
     return pd.concat(frames, ignore_index=True) if frames else runs.assign(factor="", level="").iloc[:0]
 
 
@@ -54,12 +57,13 @@ def seed_pairs(
     runs: pd.DataFrame, declaration: Mapping[str, Any], factor: str, level: str, response: Mapping[str, Any]
 ) -> pd.DataFrame:
     """The pairs of runs behind one row of `effects`: by seed, the values `level` and `baseline` and each run's key."""
-    mine = one_factor_runs(runs, declaration)
-    mine = mine[mine["factor"] == factor]
+    factors = [f["name"] for f in declaration["factors"] if f["name"] in runs]
+    mine = one_factor_runs(runs[[*factors, "seed", "status", "key", response["name"]]], declaration, factor)
     first = next(f["levels"][0]["name"] for f in declaration["factors"] if f["name"] == factor)
     sides = {"level": mine[mine["level"] == level], "baseline": mine[mine["level"] == first]}
-    x, y = (_values(frame, response) for frame in sides.values())
-    pairs = _pairs(x, y, response.get("measure", "difference"))
+    measure = response.get("measure", "difference")
+    x, y = (_counted(frame, measure)[response["name"]].astype(float) for frame in sides.values())
+    pairs = _pairs(x, y, measure)
     keys = {f"{side}_key": frame.set_index("seed")["key"].reindex(pairs.index) for side, frame in sides.items()}
     return pairs.assign(**keys)
 
@@ -80,6 +84,8 @@ def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     corrects them by Benjamini-Hochberg.
     """
     rows = []
+    measured = [response for response in declaration["responses"] if response["name"] in runs]
+    measures = {response.get("measure", "difference") for response in measured}
     comparable = one_factor_runs(runs, declaration)
     for factor in declaration["factors"]:
         mine = comparable[comparable["factor"] == factor["name"]]
@@ -88,10 +94,11 @@ def effects(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
             of_level = mine[mine["level"] == level["name"]]
             if len(of_level):
                 known = {"factor": factor["name"], "level": level["name"]} | _outcomes(of_level, of_baseline)
+                frames = {
+                    measure: (_counted(of_level, measure), _counted(of_baseline, measure)) for measure in measures
+                }
                 rows += [
-                    known | _effect(of_level, of_baseline, response)
-                    for response in declaration["responses"]
-                    if response["name"] in runs
+                    known | _effect(*frames[response.get("measure", "difference")], response) for response in measured
                 ]
     frame = pd.DataFrame(rows)
     return _explore(_judge(frame, declaration)) if rows else frame
@@ -106,8 +113,9 @@ def _outcomes(level: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, int]:
 
 
 def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of `effects`, of the runs that count, by seed."""
     name, measure = response["name"], response.get("measure", "difference")
-    x, y = _values(level, response), _values(baseline, response)
+    x, y = level[name].astype(float), baseline[name].astype(float)
     pairs = _pairs(x, y, measure)
     if response["kind"] == "complexity":
         counts = len(pairs) and (pairs.nunique() == 1).all() and (pairs % 1 == 0).all(axis=None)
@@ -129,15 +137,14 @@ def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, 
     }
 
 
-def _values(runs: pd.DataFrame, response: Mapping[str, Any]) -> pd.Series:
-    """By seed, of the runs that count: for medians those that diverged, too, since they never arrive."""
-    counted = ["done", "diverged"] if response.get("measure") == "median" else ["done"]
-    return runs[runs["status"].isin(counted)].set_index("seed")[response["name"]].astype(float)
+def _counted(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """By seed, the runs that count: for medians those that diverged, too, since they never arrive."""
+    return runs[runs["status"].isin(["done", "diverged"] if measure == "median" else ["done"])].set_index("seed")
 
 
 def _pairs(level: pd.Series, baseline: pd.Series, measure: str) -> pd.DataFrame:
     pairs = pd.DataFrame({"level": level, "baseline": baseline})
-    return pairs.dropna() if measure == "median" else pairs.replace([np.inf, -np.inf], np.nan).dropna()
+    return pairs.dropna() if measure == "median" else pairs[np.isfinite(pairs).all(axis=1)]
 
 
 def _judge(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:

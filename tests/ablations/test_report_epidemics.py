@@ -55,7 +55,7 @@ def evidence():
         runs,
         pd.DataFrame(),
         pd.DataFrame(),
-        lambda key: arrays(int(key[-1])),
+        lambda key, names: arrays(int(key[-1])),
         {},
     )
 
@@ -104,11 +104,28 @@ def test_the_peak_is_marked_where_most_are_infectious(evidence):
 
 
 def test_nothing_is_drawn_where_the_records_hold_nothing(evidence):
+    def nothing(key, names):
+        return {}
+
     empty = Evidence(
-        "epidemic", "quick", STUDY.declaration(), evidence.runs[:0], pd.DataFrame(), pd.DataFrame(), lambda key: {}, {}
+        "epidemic",
+        "quick",
+        STUDY.declaration(),
+        evidence.runs[:0],
+        pd.DataFrame(),
+        pd.DataFrame(),
+        lambda key, names: {},
+        {},
     )
     bare = Evidence(
-        "epidemic", "quick", STUDY.declaration(), evidence.runs[:3], pd.DataFrame(), pd.DataFrame(), lambda key: {}, {}
+        "epidemic",
+        "quick",
+        STUDY.declaration(),
+        evidence.runs[:3],
+        pd.DataFrame(),
+        pd.DataFrame(),
+        lambda key, names: {},
+        {},
     )
     for name in set(STUDY.figures) - {"forecasts"}:
         assert STUDY_FIGURES[name](bare) is None

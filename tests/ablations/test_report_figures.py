@@ -165,9 +165,7 @@ def test_a_factorial_report_shows_interactions_heat_maps_and_profiles(crossed):
 
 def test_a_study_supplies_a_figure_of_its_own(crossed, monkeypatch):
     module = ModuleType("figures_of_mine")
-    module.mine = lambda evidence: Drawing(
-        "epidemic_mine", "Mine", "A caption.", "A figure.", Figure(), "mine(evidence)"
-    )
+    module.mine = lambda evidence: Drawing("epidemic_mine", "Mine", "A caption.", "A figure.", Figure, "mine(evidence)")
     module.nothing = lambda evidence: None
     monkeypatch.setitem(sys.modules, "figures_of_mine", module)
     named = crossed.declaration | {"figures": ["figures_of_mine:mine", "figures_of_mine:nothing"]}

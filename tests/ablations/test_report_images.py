@@ -43,7 +43,7 @@ def evidence():
     runs = pd.DataFrame(rows)
     baseline = {"augmentation": "none", "kernel_size": "3", "first_layer": "learned"}
     declaration = figures.declare(runs, "accuracy", baseline, unit="%", costs=["parameters"])
-    return Evidence("own", "quick", declaration, runs, pd.DataFrame(), pd.DataFrame(), left.__getitem__, {})
+    return Evidence("own", "quick", declaration, runs, pd.DataFrame(), pd.DataFrame(), lambda key, names: left[key], {})
 
 
 @pytest.mark.parametrize("name", ["shift_maps", "augmentations", "kernels", "confusion"])
@@ -56,7 +56,7 @@ def test_figures_are_drawn_and_their_code_draws_them_again(evidence, name):
 
 @pytest.mark.parametrize("name", ["shift_maps", "augmentations", "kernels", "confusion"])
 def test_runs_that_left_nothing_are_not_drawn(evidence, name):
-    bare = Evidence(**{**vars(evidence), "predictions": lambda key: {}})
+    bare = Evidence(**{**vars(evidence), "predictions": lambda key, names: {}})
     assert STUDY_FIGURES[name](bare) is None
 
 

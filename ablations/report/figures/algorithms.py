@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ablations.report.evidence import Evidence
-from ablations.report.figures.theme import INK, MARKERS, WIDTH, Drawing, level_colours, themed
+from ablations.report.figures.theme import INK, MARKERS, WIDTH, Drawing, Figure, level_colours, themed
 from ablations.statistics import paired_ratio
 
 GEOMETRY = ["kernel", "channels", "size", "batch_size"]
@@ -163,7 +163,7 @@ def _draw(evidence: Evidence, response: str) -> Drawing | None:
         "same for the algorithm that is picked. Steps on one thread, taken in turns in random order with nothing else "
         f"on the machine; geometric means over {evidence.seeds}.",
         "A table of kernels by channels and image sizes, coloured by the algorithm that is fastest there.",
-        winners(table, evidence.declaration),
+        partial(winners, table, evidence.declaration),
         f"figures.winners(figures.algorithm_table(evidence, {response!r}), evidence.declaration)",
     )
 
@@ -179,6 +179,6 @@ def draw_errors(evidence: Evidence) -> Drawing | None:
         f"Left: digits in which an output in float32 agrees with the same sum in float64, means over {evidence.seeds} "
         "and geometries. Right: what a training step holds in memory, over what it holds with torch's own ops.",
         "Lines of correct digits over the length of the sum, and of memory over the kernel's size, one per algorithm.",
-        exactness(evidence.done, memory, evidence.declaration),
+        partial(exactness, evidence.done, memory, evidence.declaration),
         "figures.exactness(evidence.done, figures.algorithm_table(evidence, 'peak_memory'), evidence.declaration)",
     )

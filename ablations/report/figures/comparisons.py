@@ -12,7 +12,6 @@ import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -25,6 +24,7 @@ from ablations.report.figures.theme import (
     PALETTE,
     VERDICTS,
     WIDTH,
+    Figure,
     bounds_of,
     interval_bar,
     interval_text,
@@ -38,6 +38,7 @@ from ablations.report.numbers import heading, in_sentence, number, scale, unit_o
 from ablations.statistics import mean_interval, one_factor_runs
 
 MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
+MOST_DOTS = 400  # of a panel, that stand apart; more are small and faint, and pixels in an SVG
 LONGEST_NAME = 5  # letters of a level's name that stand upright
 LEAST_SHARE = 0.4  # of an axis, that references leave to what the networks do
 
@@ -181,9 +182,14 @@ def _rows(factors: Sequence[Mapping[str, Any]], present: Mapping[str, list[str]]
 def _seeds_and_means(axes: Axes, data: pd.DataFrame, names: list[str], window: tuple[float, float], unit: str) -> None:
     """A panel of `levels`; a level whose mean lies outside the window is an arrow with that mean."""
     data = data.assign(x=data["level"].map(names.index))
-    runs = [run[["x", "y"]].to_numpy() - [0.16, 0] for _, run in data.sort_values("x").groupby("seed")]
-    axes.add_collection(LineCollection(runs, colors=MUTED, linewidths=0.6, alpha=0.35, zorder=1))
-    sns.scatterplot(data=data.assign(x=data["x"] - 0.16), x="x", y="y", ax=axes, s=16, color=MUTED, alpha=0.7, lw=0)
+    many = len(data) > MOST_DOTS
+    data = data.assign(x=data["x"] - 0.16).sort_values(["seed", "x"])
+    ends = np.flatnonzero(np.diff(data["seed"])) + 1
+    runs = np.split(data[["x", "y"]].to_numpy(), ends)
+    faint = LineCollection(runs, colors=MUTED, linewidths=0.6, alpha=0.05 if many else 0.35, zorder=1, rasterized=many)
+    axes.add_collection(faint)
+    dots = {"s": 4, "alpha": 0.25, "rasterized": True} if many else {"s": 16, "alpha": 0.7}
+    sns.scatterplot(data=data, x="x", y="y", ax=axes, color=MUTED, lw=0, **dots)
     bounds, edge = bounds_of(data["y"], unit), 0.05 * (window[1] - window[0])
     for x, name in enumerate(names):
         mean, *interval = mean_interval(data.loc[data["level"] == name, "y"])

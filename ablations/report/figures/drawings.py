@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import pandas as pd
@@ -92,7 +93,7 @@ def _forest(evidence: Evidence) -> Drawing | None:
         f"Difference to the baseline in {label}, paired by seed ({evidence.seeds}), with its 95 % t interval. Grey "
         f"bands span the margin stated before the run: differences inside it would not matter.{arrows}",
         f"Forest plot of differences in {label}: {'; '.join(items)}.",
-        forest(evidence.effects, evidence.declaration),
+        partial(forest, evidence.effects, evidence.declaration),
         "figures.forest(evidence.effects, evidence.declaration)",
     )
 
@@ -106,7 +107,7 @@ def _levels(evidence: Evidence) -> Drawing:
         "large dots are means with 95 % t intervals. Intervals of single levels may overlap where the paired "
         f"difference is clear: seeds share data.{REFERENCE_CAPTION if evidence.references else ''}",
         f"Dot plots of {in_sentence(label)} by level, one panel per factor.",
-        levels(evidence.done, evidence.declaration),
+        partial(levels, evidence.done, evidence.declaration),
         "figures.levels(evidence.done, evidence.declaration)  # or another: response='parameters'",
     )
 
@@ -121,7 +122,7 @@ def _learning_curves(evidence: Evidence) -> Drawing | None:
         f"{heading(measure)} by epoch: mean over {evidence.seeds} with 95 % t interval, of logarithms where the axis "
         "is logarithmic. A line ends where its first run does.",
         f"Learning curves of {measure}, one panel per factor, a line per level.",
-        learning_curves(evidence.curves, evidence.declaration),
+        partial(learning_curves, evidence.curves, evidence.declaration),
         "figures.learning_curves(evidence.curves, evidence.declaration)",
     )
 
@@ -136,7 +137,7 @@ def _targets(evidence: Evidence) -> Drawing | None:
         f"Share of runs whose {measure} has reached {number(evidence.target.value)}, within 5 % of the baseline's "
         "median best, by epoch: Kaplan-Meier estimates with 95 % intervals. Runs that diverged never arrive.",
         f"Step curves that rise as runs reach the target {measure}, one panel per factor, a line per level.",
-        targets(evidence.runs, evidence.declaration),
+        partial(targets, evidence.runs, evidence.declaration),
         "figures.targets(evidence.runs, evidence.declaration)",
     )
 
@@ -162,7 +163,7 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
         "that none beats in both, by their means alone: the Pareto front. Levels are named where there is room."
         f"{cited}",
         f"Scatter plot of {label} against {against}, a point per level, with the Pareto front.",
-        tradeoff(evidence.done, evidence.declaration, cost, others),
+        partial(tradeoff, evidence.done, evidence.declaration, cost, others),
         f"figures.tradeoff(evidence.done, evidence.declaration, cost={cost!r}"
         + (", published=figures.published_points(evidence))" if len(others) else ")"),
     )
@@ -178,7 +179,7 @@ def _interactions(evidence: Evidence) -> Drawing | None:
         f"Difference to the joint baseline in {label}, paired by seed ({evidence.seeds}), with 95 % t intervals. "
         "Dashed lines are the sum of what each change does alone: where solid and dashed part, the factors interact.",
         f"Interaction plots of {label}, a panel per pair of factors.",
-        interaction_plot(evidence.done, evidence.declaration),
+        partial(interaction_plot, evidence.done, evidence.declaration),
         "figures.interaction_plot(evidence.done, evidence.declaration)  # or others: pairs=[('a', 'b')]",
     )
 
@@ -192,7 +193,7 @@ def _heat_map(evidence: Evidence) -> Drawing | None:
         "Every pair of levels",
         f"Mean of {label} and its difference to the joint baseline. Blue is better than the baseline, orange worse.",
         f"Heat maps of {label}, a panel per pair of factors.",
-        heat_map(evidence.done, evidence.declaration),
+        partial(heat_map, evidence.done, evidence.declaration),
         "figures.heat_map(evidence.done, evidence.declaration)",
     )
 
@@ -217,7 +218,7 @@ def _profiles(evidence: Evidence) -> Drawing | None:
         f"Performance profiles: share of runs at least as good as a value of {label}, over every setting of the other "
         f"factors, with 95 % intervals from resampling seeds. Interquartile means: {listing(texts)}.",
         f"Curves of the share of runs that pass a value of {label}, a line per level of {factor}.",
-        profiles(evidence.done, evidence.declaration, factor),
+        partial(profiles, evidence.done, evidence.declaration, factor),
         f"figures.profiles(evidence.done, evidence.declaration, {factor!r})",
     )
 
@@ -233,6 +234,6 @@ def _timing_ratios(evidence: Evidence) -> Drawing | None:
         "Geometric mean of the ratio of both times, taken on the same run in the exclusive timing pass, with its 95 % "
         "interval over seeds.",
         "; ".join(f"{label} {number(ratio, 2)} times native" for label, ratio in ratios),
-        timing_ratios(table),
+        partial(timing_ratios, table),
         "figures.timing_ratios(figures.timing_table(evidence.done, evidence.declaration))",
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.learning import mean_band
-from ablations.report.figures.theme import INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, themed
+from ablations.report.figures.theme import INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, Figure, themed
 from ablations.report.numbers import scale
 from ablations.statistics import baseline_runs
 
@@ -27,6 +27,7 @@ REFERENCES = {  # forecasts without a network whose course studies record, as fi
     "flat_median": "flat median of the hubs",
     "persistence": "persistence",
 }
+BEFORE = "days before the peak"
 COMPARTMENTS = {"susceptible": PALETTE[0], "infectious": PALETTE[1], "recovered": PALETTE[2], "dead": INK}
 
 
@@ -34,7 +35,7 @@ COMPARTMENTS = {"susceptible": PALETTE[0], "infectious": PALETTE[1], "recovered"
 def peak_by_origin(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     """Error of the forecast peak day against the day of the forecast; `table` is that of `origin_table`."""
     figure, axes = _single()
-    _lines(axes, table, "days before the peak")
+    _lines(axes, table, BEFORE)
     axes.invert_xaxis()
     axes.set_xlabel("Days before the peak")
     axes.set_ylabel("Error of the peak day (days)")
@@ -106,12 +107,12 @@ def compartments(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
 
 def origin_table(evidence: Evidence) -> pd.DataFrame:
     """Of the baseline's runs and of forecasts without a network: series, seed, days before the peak, y in days."""
-    return _courses(evidence, "peak_day_error_by_origin", "days before the peak", lambda arrays: -arrays["before_peak"])
+    return _courses(evidence, "peak_day_error_by_origin", BEFORE)
 
 
 def horizon_table(evidence: Evidence) -> pd.DataFrame:
     """Series, seed, days ahead, y: the weighted interval score over that of persistence on the same tests."""
-    table = _courses(evidence, "wis_by_ahead", "days ahead", lambda arrays: 1 + np.arange(len(arrays["wis_by_ahead"])))
+    table = _courses(evidence, "wis_by_ahead", "days ahead")
     if table.empty:
         return table
     naive = table[table["series"] == REFERENCES["persistence"]].set_index(["seed", "days ahead"])["y"]
@@ -125,7 +126,7 @@ def coverage_table(evidence: Evidence) -> pd.DataFrame:
         pd.DataFrame(
             {"seed": seed, "stated": np.round(100 * arrays["nominal_coverage"], 1), "y": 100 * arrays["coverage"]}
         )
-        for seed, arrays in _baseline_arrays(evidence)
+        for seed, arrays in _baseline_arrays(evidence, "nominal_coverage", "coverage")
         if "coverage" in arrays
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -146,7 +147,7 @@ def history_table(evidence: Evidence) -> pd.DataFrame:
 
 def compartment_table(evidence: Evidence) -> pd.DataFrame:
     """The first test epidemic of the first baseline run: day and a column per compartment, as shares."""
-    for _, arrays in _baseline_arrays(evidence):
+    for _, arrays in _baseline_arrays(evidence, "day", *COMPARTMENTS):
         if set(COMPARTMENTS) <= set(arrays):
             return pd.DataFrame({"day": arrays["day"], **{name: arrays[name][0] for name in COMPARTMENTS}})
     return pd.DataFrame()
@@ -230,7 +231,7 @@ def _drawing(evidence: Evidence, name: str, table: pd.DataFrame, title: str, cap
         return None
     draw, maker = FIGURES[name]
     code = f"figures.{name}(figures.{maker}(evidence), evidence.declaration)"
-    return Drawing(f"{evidence.study}_{name}", title, caption, alt, draw(table, evidence.declaration), code)
+    return Drawing(f"{evidence.study}_{name}", title, caption, alt, partial(draw, table, evidence.declaration), code)
 
 
 def _single(size: tuple[float, float] = (WIDTH, 3.2)) -> tuple[Figure, Axes]:
@@ -251,18 +252,31 @@ def _lines(axes: Axes, table: pd.DataFrame, x: str) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.6)
 
 
-def _baseline_arrays(evidence: Evidence) -> list[tuple[int, Mapping[str, np.ndarray]]]:
+def _baseline_arrays(evidence: Evidence, *names: str) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+    """Of every baseline run: its seed, and the arrays of these names that it left."""
     runs = baseline_runs(evidence.done, evidence.declaration)
-    return [(seed, evidence.predictions(key)) for key, seed in zip(runs["key"], runs["seed"], strict=True)]
+    for key, seed in zip(runs["key"], runs["seed"], strict=True):
+        yield seed, evidence.predictions(key, names)
 
 
-def _courses(evidence: Evidence, name: str, x: str, places: Any) -> pd.DataFrame:
-    """The array of that name of the baseline's runs, and of forecasts without a network: series, seed, x, y."""
+def _courses(evidence: Evidence, name: str, x: str) -> pd.DataFrame:
+    """The array of that name of the baseline's runs, and of forecasts without a network: series, seed, x, y.
+
+    x is `BEFORE`, or else days ahead.
+    """
     names = {name: NETWORK} | {f"{name}_{reference}": label for reference, label in REFERENCES.items()}
-    frames = [
-        pd.DataFrame({"series": label, "seed": seed, x: places(arrays), "y": arrays[column].astype(float)})
-        for column, label in names.items()
-        for seed, arrays in _baseline_arrays(evidence)
-        if column in arrays
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    columns: dict[str, list[np.ndarray]] = {"series": [], "seed": [], x: [], "y": []}
+    for seed, arrays in _baseline_arrays(evidence, "before_peak", *names):
+        for column, label in names.items():
+            if column in arrays:
+                y = arrays[column].astype(float)
+                places = -arrays["before_peak"] if x == BEFORE else 1 + np.arange(len(y))
+                for values, part in zip(columns.values(), (label, seed, places, y), strict=True):
+                    values.append(np.broadcast_to(part, y.shape))
+    table = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items() if values})
+    order = {label: place for place, label in enumerate(names.values())}
+    return (
+        table.sort_values("series", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+        if len(table)
+        else table
+    )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.learning import lines_by_factor
-from ablations.report.figures.theme import Drawing, themed
+from ablations.report.figures.theme import Drawing, Figure, themed
 from ablations.statistics import one_factor_runs
 
 TRAINING = {"start": "untrained", "end": "trained"}
@@ -34,7 +34,7 @@ def gradient_table(evidence: Evidence, when: str) -> pd.DataFrame:
     """
     columns: dict[str, list[Any]] = {"key": [], "steps_back": [], "y": []}
     for key in one_factor_runs(evidence.done, evidence.declaration)["key"].unique():
-        norms = evidence.predictions(key).get(f"gradient_{when}", np.empty(0))
+        norms = evidence.predictions(key, (f"gradient_{when}",)).get(f"gradient_{when}", np.empty(0))
         columns["key"] += [key] * len(norms)
         columns["steps_back"].extend(np.arange(len(norms))[::-1])
         with np.errstate(divide="ignore"):
@@ -64,6 +64,6 @@ def _draw(evidence: Evidence, when: str) -> Drawing | None:
         f"in {state} networks: mean of its logarithm over {evidence.seeds} with 95 % t interval. A line that falls "
         "vanishes, one that rises explodes, a level one remembers.",
         f"Lines of the gradient's size by steps back, {state}, one panel per factor, a line per level.",
-        gradient_norms(table, evidence.declaration),
+        partial(gradient_norms, table, evidence.declaration),
         f"figures.gradient_norms(figures.gradient_table(evidence, {when!r}), evidence.declaration)",
     )

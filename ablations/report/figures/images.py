@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from ablations.gabor import fit_gabor
 from ablations.report.evidence import Evidence
-from ablations.report.figures.theme import GRID, MUTED, WIDTH, Drawing, present_levels, themed, wrapped
+from ablations.report.figures.theme import GRID, MUTED, WIDTH, Drawing, Figure, present_levels, themed, wrapped
 from ablations.report.numbers import in_sentence
 from ablations.report.published import published
 from ablations.statistics import baseline_runs, one_factor_runs
@@ -115,7 +115,7 @@ def shift_map_table(evidence: Evidence) -> pd.DataFrame:
     """Accuracy by shift down and to the right of every done run, with the columns of `runs`."""
     frames = []
     for key in one_factor_runs(evidence.done, evidence.declaration)["key"].unique():
-        arrays = evidence.predictions(key)
+        arrays = evidence.predictions(key, ("shift_map", "shift_pixels"))
         if "shift_map" in arrays:
             pixels = arrays["shift_pixels"]
             down, right = np.meshgrid(pixels, pixels, indexing="ij")
@@ -140,7 +140,7 @@ def augmented_images(evidence: Evidence) -> dict[str, np.ndarray]:
     samples: dict[str, np.ndarray] = {}
     for factor in (f for f in evidence.declaration["factors"] if f["name"] == "augmentation"):
         for name in present_levels(runs, factor):
-            arrays = evidence.predictions(runs.loc[runs["level"] == name, "key"].iloc[0])
+            arrays = evidence.predictions(runs.loc[runs["level"] == name, "key"].iloc[0], ("augmented",))
             if "augmented" in arrays:
                 samples[name] = arrays["augmented"]
     return samples if len(samples) > 1 else {}
@@ -153,7 +153,7 @@ def widest_kernels(evidence: Evidence) -> tuple[str, np.ndarray] | None:
         runs = runs[runs["first_layer"] == "learned"]
     best: tuple[str, np.ndarray] | None = None
     for run in runs[runs["seed"] == runs["seed"].min()].drop_duplicates("key").to_dict("records"):
-        found = evidence.predictions(run["key"]).get("first_kernels")
+        found = evidence.predictions(run["key"], ("first_kernels",)).get("first_kernels")
         if found is not None and (best is None or found.shape[-1] > best[1].shape[-1]):
             best = f"{run['factor']} {run['level']}", found
     return best
@@ -161,7 +161,8 @@ def widest_kernels(evidence: Evidence) -> tuple[str, np.ndarray] | None:
 
 def confusion_counts(evidence: Evidence) -> np.ndarray:
     """Test images of each class (rows) taken for each (columns), over the baseline's runs; empty without any."""
-    runs = [evidence.predictions(key) for key in baseline_runs(evidence.done, evidence.declaration)["key"]]
+    keys = baseline_runs(evidence.done, evidence.declaration)["key"]
+    runs = [evidence.predictions(key, ("label", "predicted")) for key in keys]
     runs = [arrays for arrays in runs if "predicted" in arrays]
     if not runs:
         return np.zeros((0, 0), int)
@@ -176,7 +177,7 @@ def published_points(evidence: Evidence) -> pd.DataFrame:
     """What others reached on the data set of these runs, where accuracy is the primary response; see `published`."""
     if evidence.primary["name"] != "accuracy":
         return published("")
-    return published(str(evidence.predictions(evidence.done["key"].iloc[0]).get("data", "")))
+    return published(str(evidence.predictions(evidence.done["key"].iloc[0], ("data",)).get("data", "")))
 
 
 def draw_shift_maps(evidence: Evidence) -> Drawing | None:
@@ -192,7 +193,7 @@ def draw_shift_maps(evidence: Evidence) -> Drawing | None:
         f"Test accuracy in per cent when images are shifted down and to the right, by {in_sentence(label)}: the factor "
         f"whose levels differ most. Means over {evidence.seeds}; what is shifted out of the frame is lost.",
         f"Heat maps of test accuracy over shifts in two directions, one per level of {in_sentence(label)}.",
-        shift_maps(table, evidence.declaration, factor),
+        partial(shift_maps, table, evidence.declaration, factor),
         f"figures.shift_maps(figures.shift_map_table(evidence), evidence.declaration, {factor!r})",
     )
 
@@ -207,7 +208,7 @@ def draw_augmentations(evidence: Evidence) -> Drawing | None:
         "What augmentation shows the network",
         "The same training images under each augmentation, one draw of many: every epoch draws anew.",
         f"Rows of the same images, one for each augmentation: {', '.join(samples)}.",
-        augmentation_samples(samples),
+        partial(augmentation_samples, samples),
         "figures.augmentation_samples(figures.augmented_images(evidence))",
     )
 
@@ -229,7 +230,7 @@ def draw_kernels(evidence: Evidence) -> Drawing | None:
         "What the first layer looks for",
         f"Kernels of the first layer of one trained network ({condition}, its lowest seed). {explained}",
         f"Small images of {min(len(learned), MOST_KERNELS)} kernels" + (" and of their Gabor fits." if fits else "."),
-        kernels(learned, fits),
+        partial(kernels, learned, fits),
         "figures.kernels(learned := figures.widest_kernels(evidence)[1], figures.gabor_fits(learned))",
     )
 
@@ -245,7 +246,7 @@ def draw_confusion(evidence: Evidence) -> Drawing | None:
         f"Of the test images of each class, the per cent that the baseline network takes for each, over "
         f"{evidence.seeds}. Colour shows errors only; below 0.05 % nothing is written.",
         "Confusion matrix of the baseline network: classes in rows, answers in columns.",
-        confusion(counts),
+        partial(confusion, counts),
         "figures.confusion(figures.confusion_counts(evidence))",
     )
 

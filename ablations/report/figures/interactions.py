@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from ablations.report.figures.theme import (
     MUTED,
     WIDTH,
+    Figure,
     level_colours,
     present_levels,
     response_of,

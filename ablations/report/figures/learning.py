@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from ablations.report.evidence import curve_measure
-from ablations.report.figures.theme import WIDTH, bounds_of, level_colours, level_lines, present_levels, themed, wrapped
+from ablations.report.figures.theme import (
+    WIDTH,
+    Figure,
+    bounds_of,
+    level_colours,
+    level_lines,
+    present_levels,
+    themed,
+    wrapped,
+)
 from ablations.report.numbers import heading
 from ablations.statistics import ALPHA, one_factor_runs, share_reached
 
@@ -28,7 +36,8 @@ def learning_curves(curves: pd.DataFrame, declaration: Mapping[str, Any], measur
     `measure` is `validation_accuracy` where recorded, else `validation_loss`. A line ends where its first run does.
     """
     measure = measure or curve_measure(curves)[0]
-    data = one_factor_runs(curves, declaration)
+    factors = [factor["name"] for factor in declaration["factors"] if factor["name"] in curves]
+    data = one_factor_runs(curves[[*factors, "epoch", measure]], declaration)
     by, label = (
         (100, "Validation accuracy (%)") if "accuracy" in measure else (1, measure.replace("_", " ").capitalize())
     )

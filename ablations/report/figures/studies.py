@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.learning import lines_by_factor
-from ablations.report.figures.theme import INK, MUTED, PALETTE, WIDTH, Drawing, themed
+from ablations.report.figures.theme import INK, MUTED, PALETTE, WIDTH, Drawing, Figure, themed
 from ablations.report.numbers import number
 from ablations.statistics import baseline_runs, one_factor_runs
 
+FORECASTS = ("forecast", "forecast_50", "forecast_95")
 INTERVALS = ("low_95", "high_95", "low_50", "high_50")
 
 
@@ -72,7 +73,7 @@ def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
     baseline = baseline_runs(evidence.done, evidence.declaration)
     found: dict[bytes, list[tuple[int, int, dict[str, np.ndarray], float]]] = {}
     for key, seed in zip(baseline["key"], baseline["seed"], strict=True):
-        arrays = evidence.predictions(key)
+        arrays = evidence.predictions(key, ("truth", "observed", "day", "peak_day", "origin", *FORECASTS))
         for i, truth in enumerate(arrays.get("truth", ())):
             ahead = _ahead(arrays, i)
             inside = (ahead >= 0) & (ahead < len(truth))
@@ -93,7 +94,7 @@ def shift_table(evidence: Evidence) -> pd.DataFrame:
     """Accuracy by shift of every done run, with the columns of `runs`."""
     columns: dict[str, list[Any]] = {"key": [], "shift": [], "accuracy": []}
     for key in one_factor_runs(evidence.done, evidence.declaration)["key"].unique():
-        arrays = evidence.predictions(key)
+        arrays = evidence.predictions(key, ("shift_accuracy", "shift_pixels"))
         if "shift_accuracy" in arrays:
             columns["key"] += [key] * len(arrays["shift_pixels"])
             columns["shift"].extend(arrays["shift_pixels"])
@@ -148,7 +149,7 @@ def draw_forecasts(evidence: Evidence) -> Drawing | None:
         "Forecasts of the baseline network for three test epidemics, chosen by their error, not by their looks. "
         f"Short bars mark the day each forecast was made. {_forecast_spread(table)}",
         "Three epidemics with their truth, observations, and forecasts made before, at and after the peak.",
-        forecasts(table, evidence.declaration),
+        partial(forecasts, table, evidence.declaration),
         "figures.forecasts(figures.forecast_table(evidence), evidence.declaration)",
     )
 
@@ -163,6 +164,6 @@ def draw_shift_accuracy(evidence: Evidence) -> Drawing | None:
         "Accuracy on shifted images",
         f"Test accuracy when test images are shifted: mean over {evidence.seeds} with 95 % t interval.",
         "Lines of test accuracy that fall with the shift, one panel per factor, a line per level.",
-        shift_accuracy(table, evidence.declaration),
+        partial(shift_accuracy, table, evidence.declaration),
         "figures.shift_accuracy(figures.shift_table(evidence), evidence.declaration)",
     )

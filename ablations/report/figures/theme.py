@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from ablations.report.numbers import decimals, number
 
@@ -35,6 +37,7 @@ VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "": (MUTED, "o"),
 }
 WIDTH = 7.2  # inches: a page of a journal
+FILE_DPI, SHOWN_DPI = 150, 100  # of files; of a notebook, which shows as many pixels smaller
 FAR = 2.5  # times the upper quartile of all rows: beyond, a row would squeeze the others
 
 THEME: dict[Any, Any] = {
@@ -58,11 +61,19 @@ THEME: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
+    "figure.dpi": SHOWN_DPI,
+    "savefig.dpi": FILE_DPI,
     "svg.hashsalt": "recurve",
 }
 P = ParamSpec("P")
+
+
+class Figure(mpl.figure.Figure):
+    """A matplotlib figure that a notebook shows as the report saves it."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = self.get_size_inches() * SHOWN_DPI
+        return rendered(self, "png"), {"width": round(width), "height": round(height)}
 
 
 @dataclass(frozen=True)
@@ -73,22 +84,33 @@ class Drawing:
     title: str
     caption: str
     alt: str
-    figure: Figure
+    draw: Callable[[], mpl.figure.Figure]  # when it is first asked for, since drawing takes most of a report's time
     code: str  # the call that draws it, for the notebook
+
+    @functools.cached_property
+    def figure(self) -> mpl.figure.Figure:
+        return self.draw()
 
     def save(self, folder: Path) -> list[Path]:
         """Write `<name>.png` and `<name>.svg`; the same figure gives the same bytes."""
         paths = [folder / f"{self.name}.png", folder / f"{self.name}.svg"]
-        paths[0].write_bytes(self._render("png", {"Software": None}))
-        self.figure.set_layout_engine("none")  # as laid out now: that takes longer than drawing
-        paths[1].write_bytes(self._render("svg", {"Date": None, "Creator": None}))
+        paths[0].write_bytes(rendered(self.figure, "png"))
+        self.figure.set_layout_engine("none")  # as laid out now: that takes as long as drawing
+        paths[1].write_bytes(rendered(self.figure, "svg"))
         return paths
 
-    def _render(self, kind: str, metadata: dict[str, None]) -> bytes:
-        buffer = io.BytesIO()
-        with mpl.rc_context(THEME):
-            self.figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white" if kind == "png" else "none")
-        return buffer.getvalue()
+
+def rendered(figure: mpl.figure.Figure, kind: Literal["png", "svg"]) -> bytes:
+    """The figure as a file, by its canvas: `savefig` would draw it twice."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(THEME):
+        figure.set_dpi(FILE_DPI)
+        figure.set_facecolor("white" if kind == "png" else "none")
+        if kind == "png":
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        else:
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:

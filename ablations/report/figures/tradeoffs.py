@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
@@ -23,6 +22,7 @@ from ablations.report.figures.theme import (
     MUTED,
     PALETTE,
     WIDTH,
+    Figure,
     bounds_of,
     interval_bar,
     reach,
