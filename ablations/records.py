@@ -233,15 +233,15 @@ class Records:
         else:
             folders = [self.root / study / key for key in keys]
         bodies: dict[str, list[str]] = {}  # by header: one parse for all runs takes a tenth of the time of one for each
-        keys: dict[str, list[str]] = {}
+        owners: dict[str, list[str]] = {}
         for folder in folders:
             path = folder / "curve.csv"
             if path.exists():
                 header, _, body = path.read_text().partition("\n")
                 bodies.setdefault(header, []).append(body)
-                keys.setdefault(header, []).extend([folder.name] * body.count("\n"))
+                owners.setdefault(header, []).extend([folder.name] * body.count("\n"))
         frames = [
-            pd.read_csv(io.StringIO("\n".join([header, "".join(texts)]))).assign(key=keys[header])
+            pd.read_csv(io.StringIO("\n".join([header, "".join(texts)]))).assign(key=owners[header])
             for header, texts in bodies.items()
         ]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

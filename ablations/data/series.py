@@ -68,6 +68,7 @@ class Seasons:
     groups: tuple[str, ...]
     values: np.ndarray
     lead: int
+    step: str  # "week" or "day"
     repairs: tuple[str, ...] = ()
 
 
@@ -111,7 +112,7 @@ def cut(data: Surveillance, lead: int, first_month: int = 7) -> Seasons:
     said = (f"seasons from {', '.join(left_out)} {why}",) if left_out else ()
     values = np.stack([data.values[:, i - lead : i + length] for i in whole])
     names = tuple(f"{data.dates[i].year}/{(data.dates[i].year + 1) % 100:02}" for i in whole)
-    return Seasons(names, data.groups, values, lead, data.repairs + said)
+    return Seasons(names, data.groups, values, lead, "week" if data.step == 7 else "day", data.repairs + said)
 
 
 def tell_repairs(data: Surveillance | Seasons) -> None:

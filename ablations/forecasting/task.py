@@ -112,6 +112,7 @@ class ForecastTask:
     shown_origins: ClassVar[tuple[int, ...]]
     floor: float  # less counts as this much
     most: float  # more is never forecast
+    step: str = "day"  # of the series
     visible: float  # from which on training asks for forecasts: less is mostly noise
     _known: ClassVar[dict[Any, Results]] = {}
 
@@ -335,7 +336,7 @@ class ForecastTask:
             "forecast_50": forecast[..., np.isin(LEVELS, (0.25, 0.75))],
             "forecast_95": forecast[..., np.isin(LEVELS, (0.025, 0.975))],
         }
-        return {name: array.astype(np.float32) for name, array in arrays.items()}
+        return {name: array.astype(np.float32) for name, array in arrays.items()} | {"step": np.array(self.step)}
 
     def _training_origins(self, learned: Panel, generator: np.random.Generator) -> np.ndarray:
         """Origins (n, origins_per_epidemic) drawn among the days on which an epidemic is visible in its reports, or

@@ -139,7 +139,9 @@ def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, 
 
 def _counted(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """By seed, the runs that count: for medians those that diverged, too, since they never arrive."""
-    return runs[runs["status"].isin(["done", "diverged"] if measure == "median" else ["done"])].set_index("seed")
+    counted = ["done", "diverged"] if measure == "median" else ["done"]
+    mine: pd.DataFrame = runs[runs["status"].isin(counted)]
+    return mine.set_index("seed")
 
 
 def _pairs(level: pd.Series, baseline: pd.Series, measure: str) -> pd.DataFrame:

@@ -46,6 +46,7 @@ class SurveillanceTask(ForecastTask):
                 f"{len(self.seasons.names)} seasons cannot give {validation} for validation and {test} for tests, at "
                 "least 1 each, and leave one to train on; set fewer validation_seasons or test_seasons"
             )
+        self.step = self.seasons.step
         learned = self.seasons.values[:count]
         self.floor = float(learned[learned > 0].min()) / 2
         parts = np.split(self.seasons.values, [count, count + validation])

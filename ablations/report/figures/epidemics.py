@@ -37,8 +37,9 @@ def peak_by_origin(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figur
     figure, axes = _single()
     _lines(axes, table, BEFORE)
     axes.invert_xaxis()
-    axes.set_xlabel("Days before the peak")
-    axes.set_ylabel("Error of the peak day (days)")
+    step = str(table["step"].iloc[0])
+    axes.set_xlabel(f"{step.capitalize()}s before the peak")
+    axes.set_ylabel(f"Error of the peak {step} ({step}s)")
     axes.set_ylim(bottom=0)
     return figure
 
@@ -53,7 +54,7 @@ def score_by_horizon(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Fig
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("Days ahead")
+    axes.set_xlabel(f"{table['step'].iloc[0].capitalize()}s ahead")
     axes.set_ylabel("Weighted interval score\nover that of persistence")
     return figure
 
@@ -68,7 +69,7 @@ def coverage(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     axes.plot(band.index, band["mean"], "o-", color=PALETTE[0], ms=4, lw=1.6)
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set_xlabel("Stated coverage (%)")
-    axes.set_ylabel("Share of days inside (%)")
+    axes.set_ylabel("Share of forecasts inside (%)")
     return figure
 
 
@@ -106,12 +107,15 @@ def compartments(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
 
 
 def origin_table(evidence: Evidence) -> pd.DataFrame:
-    """Of the baseline's runs and of forecasts without a network: series, seed, days before the peak, y in days."""
+    """Of the baseline's runs and of forecasts without a network: series, seed, days before the peak, y, and step.
+
+    Days are the steps of the series, `day` or `week`.
+    """
     return _courses(evidence, "peak_day_error_by_origin", BEFORE)
 
 
 def horizon_table(evidence: Evidence) -> pd.DataFrame:
-    """Series, seed, days ahead, y: the weighted interval score over that of persistence on the same tests."""
+    """Series, seed, days ahead, y, step: the weighted interval score over that of persistence on the same tests."""
     table = _courses(evidence, "wis_by_ahead", "days ahead")
     if table.empty:
         return table
@@ -158,11 +162,11 @@ def draw_peak_by_origin(evidence: Evidence) -> Drawing | None:
         evidence,
         "peak_by_origin",
         origin_table(evidence),
-        "How early the peak day can be told",
-        "Mean error of the forecast peak day by the day of the forecast, of the baseline network and of forecasts "
-        f"without one, over {evidence.seeds} with 95 % t interval. Whoever does not know the rates cannot tell the "
-        "peak far ahead, however clean the data.",
-        "Lines of the peak day's error that fall towards the peak.",
+        "How early the peak can be told",
+        "Mean error of when the peak is forecast, by when the forecast is made, of the baseline network and of "
+        f"forecasts without one, over {evidence.seeds} with 95 % t interval. Whoever does not know the rates "
+        "cannot tell the peak far ahead, however clean the data.",
+        "Lines of the error of the peak's time that fall towards the peak.",
     )
 
 
@@ -171,11 +175,11 @@ def draw_score_by_horizon(evidence: Evidence) -> Drawing | None:
         evidence,
         "score_by_horizon",
         horizon_table(evidence),
-        "Score by days ahead",
+        "Score by time ahead",
         f"Weighted interval score over that of persistence on the same tests, mean over {evidence.seeds} with 95 % t "
         "interval; below 1 is better than persistence. Forecasts without a network take their intervals from their own "
         "errors on the validation epidemics.",
-        "Lines of the relative score against days ahead.",
+        "Lines of the relative score against the time ahead.",
     )
 
 
@@ -185,8 +189,9 @@ def draw_coverage(evidence: Evidence) -> Drawing | None:
         "coverage",
         coverage_table(evidence),
         "Do intervals hold what they state?",
-        f"Share of days whose truth lies inside the baseline network's central intervals, mean over {evidence.seeds} "
-        "with 95 % t interval. On the dotted line intervals are honest; below it they are too narrow.",
+        "Share of forecasts whose truth lies inside the baseline network's central intervals, mean over "
+        f"{evidence.seeds} with 95 % t interval. On the dotted line intervals are honest; below it they are too "
+        "narrow.",
         "Actual against stated coverage, with the diagonal.",
     )
 
@@ -260,18 +265,19 @@ def _baseline_arrays(evidence: Evidence, *names: str) -> Iterator[tuple[int, Map
 
 
 def _courses(evidence: Evidence, name: str, x: str) -> pd.DataFrame:
-    """The array of that name of the baseline's runs, and of forecasts without a network: series, seed, x, y.
+    """The array of that name of the baseline's runs, and of forecasts without a network: series, seed, x, y, step.
 
     x is `BEFORE`, or else days ahead.
     """
     names = {name: NETWORK} | {f"{name}_{reference}": label for reference, label in REFERENCES.items()}
-    columns: dict[str, list[np.ndarray]] = {"series": [], "seed": [], x: [], "y": []}
-    for seed, arrays in _baseline_arrays(evidence, "before_peak", *names):
+    columns: dict[str, list[np.ndarray]] = {"series": [], "seed": [], x: [], "y": [], "step": []}
+    for seed, arrays in _baseline_arrays(evidence, "before_peak", "step", *names):
+        step = str(arrays.get("step", "day"))
         for column, label in names.items():
             if column in arrays:
                 y = arrays[column].astype(float)
                 places = -arrays["before_peak"] if x == BEFORE else 1 + np.arange(len(y))
-                for values, part in zip(columns.values(), (label, seed, places, y), strict=True):
+                for values, part in zip(columns.values(), (label, seed, places, y, step), strict=True):
                     values.append(np.broadcast_to(part, y.shape))
     table = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items() if values})
     order = {label: place for place, label in enumerate(names.values())}

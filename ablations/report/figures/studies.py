@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.learning import lines_by_factor
@@ -18,41 +20,50 @@ from ablations.report.numbers import number
 from ablations.statistics import baseline_runs, one_factor_runs
 
 FORECASTS = ("forecast", "forecast_50", "forecast_95")
+HEADROOM = 1.8  # times the peak: a band that reaches higher is cut
 INTERVALS = ("low_95", "high_95", "low_50", "high_50")
 
 
 @themed
 def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
-    """Forecasts from before, at and after the peak of infection; `table` is that of `forecast_table`."""
-    chosen = list(dict.fromkeys(table["title"]))
-    figure = Figure(figsize=(WIDTH, 3.4))
-    panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
-    origins = sorted(table["origin"].dropna().unique())
-    colours = dict(zip(origins, itertools.cycle(PALETTE), strict=False))
-    for axes, title in zip(panels, chosen, strict=True):
+    """Forecasts from before, at and after the peak: an epidemic per row, a panel per origin.
+
+    `table` is that of `forecast_table`. Dots are the reports known on the day of the forecast.
+    """
+    chosen, origins = list(dict.fromkeys(table["title"])), sorted(table["origin"].dropna().unique())
+    step, is_share = str(table["step"].iloc[0]), table["value"].max() <= 1
+    by = 100 if is_share else 1
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.5 * len(chosen)))
+    grid = figure.subplots(len(chosen), len(origins), sharex=True, sharey="row", squeeze=False)
+    for row, title in zip(grid, chosen, strict=True):
         mine = table[table["title"] == title]
         truth, observed = (mine[mine["kind"] == kind] for kind in ("truth", "observed"))
-        axes.plot(truth["day"], truth["value"], color=INK, lw=1.4)
-        axes.plot(observed["day"], observed["value"], ".", color=MUTED, ms=3.5, alpha=0.8)
-        axes.axvline(0, color=MUTED, lw=1, ls=":")
-        for origin, ahead in mine[mine["kind"] == "forecast"].groupby("origin"):
-            days = ahead.groupby("day")[["value", *INTERVALS]].median().rename(columns={"value": "median"})
-            for low, high in zip(INTERVALS[::2], INTERVALS[1::2], strict=True):
-                axes.fill_between(days.index, days[low], days[high], color=colours[origin], alpha=0.16, lw=0)
-            axes.plot(days.index, days["median"], color=colours[origin], lw=2.2)
-            start = truth.loc[truth["day"] == origin, "value"]
-            axes.plot([origin] * len(start), start, marker="|", color=colours[origin], ms=10, mew=2)
-        axes.set_title(title)
-        axes.set_xlabel("Days from the peak")
-    panels[0].set_ylim(0, 1.6 * table.loc[table["kind"] != "forecast", "value"].max())
-    is_share = table["value"].max() <= 1
-    panels[0].set_ylabel("Infected, share of the population" if is_share else "Infected")
-    handles = [
-        Line2D([], [], color=INK, lw=1.4, label="truth"),
-        Line2D([], [], ls="", marker=".", color=MUTED, label="observed"),
+        for axes, origin in zip(row, origins, strict=True):
+            known, ahead = observed[observed["day"] <= origin], mine[mine["origin"] == origin]
+            days = ahead.groupby("day")[["value", *INTERVALS]].median()
+            for low, high, alpha in ((*INTERVALS[:2], 0.2), (*INTERVALS[2:], 0.35)):
+                axes.fill_between(days.index, by * days[low], by * days[high], color=PALETTE[0], alpha=alpha, lw=0)
+            axes.axvline(0, color=MUTED, lw=0.9, ls=":")
+            axes.plot(truth["day"], by * truth["value"], color=INK, lw=1.1)
+            axes.plot(known["day"], by * known["value"], ".", color=MUTED, ms=3.5)
+            axes.plot(days.index, by * days["value"], color=PALETTE[0], lw=2)
+        row[0].set_ylim(0, by * HEADROOM * mine.loc[mine["kind"] != "forecast", "value"].max())
+        row[0].set_ylabel(title)
+        row[0].yaxis.set_major_locator(MaxNLocator(4))
+    for axes, origin in zip(grid[0], origins, strict=True):
+        axes.set_title(_from(origin, step))
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.supxlabel(f"{step.capitalize()}s from the peak", fontsize=9.5)
+    figure.supylabel("Infected (% of the population)" if is_share else "Reported", fontsize=9.5)
+    handles: list[Artist] = [
+        Line2D([], [], color=INK, lw=1.1, label="truth"),
+        Line2D([], [], ls="", marker=".", color=MUTED, label="known reports"),
+        Line2D([], [], color=PALETTE[0], lw=2, label="median forecast"),
     ]
-    handles += [Line2D([], [], color=colours[o], lw=2.2, label=_origin(o)) for o in origins]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handlelength=1.4)
+    if table["low_95"].notna().any():
+        bands = (("50 % interval", 0.5), ("95 % interval", 0.2))
+        handles += [Patch(color=PALETTE[0], alpha=alpha, lw=0, label=label) for label, alpha in bands]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4, handlelength=1.4)
     return figure
 
 
@@ -67,13 +78,13 @@ def shift_accuracy(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figur
 def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
     """The baseline's forecasts of the test epidemics with the smallest, the median and the largest error.
 
-    Columns: title, kind (truth, observed, forecast), seed, origin, day (both relative to the peak), value, and bounds
-    of the 95 % and the 50 % interval.
+    Columns: title, kind (truth, observed, forecast), seed, origin, day (both relative to the peak, in steps of the
+    series, which are days or weeks), value, bounds of the 95 % and the 50 % interval, and step.
     """
     baseline = baseline_runs(evidence.done, evidence.declaration)
     found: dict[bytes, list[tuple[int, int, dict[str, np.ndarray], float]]] = {}
     for key, seed in zip(baseline["key"], baseline["seed"], strict=True):
-        arrays = evidence.predictions(key, ("truth", "observed", "day", "peak_day", "origin", *FORECASTS))
+        arrays = evidence.predictions(key, ("truth", "observed", "day", "peak_day", "origin", "step", *FORECASTS))
         for i, truth in enumerate(arrays.get("truth", ())):
             ahead = _ahead(arrays, i)
             inside = (ahead >= 0) & (ahead < len(truth))
@@ -86,8 +97,9 @@ def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
         if len(places) == 3
         else [f"Epidemic {p + 1}" for p in places]
     )
+    step = str(ranked[0][0][2].get("step", "day")) if ranked else ""
     frames = [_epidemic(ranked[place]).assign(title=title) for place, title in zip(places, titles, strict=True)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True).assign(step=step) if frames else pd.DataFrame()
 
 
 def shift_table(evidence: Evidence) -> pd.DataFrame:
@@ -127,8 +139,10 @@ def _epidemic(seen: list[tuple[int, int, dict[str, np.ndarray], float]]) -> pd.D
     return pd.concat(frames, ignore_index=True)
 
 
-def _origin(days: float) -> str:
-    return "from the peak" if days == 0 else f"from day {number(days, 0, sign=True)}"
+def _from(origin: float, step: str) -> str:
+    if origin == 0:
+        return "At the peak"
+    return f"{number(abs(origin), 0)} {step}{'' if abs(origin) == 1 else 's'} {'before' if origin < 0 else 'after'}"
 
 
 def _forecast_spread(table: pd.DataFrame) -> str:
@@ -146,9 +160,11 @@ def draw_forecasts(evidence: Evidence) -> Drawing | None:
     return Drawing(
         f"{evidence.study}_forecasts",
         "Predictions around the peak of infection",
-        "Forecasts of the baseline network for three test epidemics, chosen by their error, not by their looks. "
-        f"Short bars mark the day each forecast was made. {_forecast_spread(table)}",
-        "Three epidemics with their truth, observations, and forecasts made before, at and after the peak.",
+        "Forecasts of the baseline network for three test epidemics, chosen by their error, not by their looks, from "
+        f"before, at and after the peak of infection (dotted); bands that reach beyond the panel "
+        f"are cut. {_forecast_spread(table)}",
+        "Small panels, three rows of epidemics by four columns of origins: truth, the reports known then, and the "
+        "median forecast with its intervals.",
         partial(forecasts, table, evidence.declaration),
         "figures.forecasts(figures.forecast_table(evidence), evidence.declaration)",
     )

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -66,6 +66,7 @@ THEME: dict[Any, Any] = {
     "svg.hashsalt": "recurve",
 }
 P = ParamSpec("P")
+F = TypeVar("F", bound=mpl.figure.Figure)
 
 
 class Figure(mpl.figure.Figure):
@@ -113,11 +114,11 @@ def rendered(figure: mpl.figure.Figure, kind: Literal["png", "svg"]) -> bytes:
     return buffer.getvalue()
 
 
-def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def themed(draw: Callable[P, F]) -> Callable[P, F]:
     """Draw under the report's theme without changing that of the caller."""
 
     @functools.wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> F:
         theme: dict[Any, Any] = sns.axes_style("whitegrid") | THEME
         with mpl.rc_context(theme):
             return draw(*args, **kwargs)
