@@ -140,13 +140,13 @@ def _effect(level: pd.DataFrame, baseline: pd.DataFrame, response: Mapping[str, 
 def _counted(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """By seed, the runs that count: for medians those that diverged, too, since they never arrive."""
     counted = ["done", "diverged"] if measure == "median" else ["done"]
-    mine: pd.DataFrame = runs[runs["status"].isin(counted)]
-    return mine.set_index("seed")
+    return runs[runs["status"].isin(counted)].set_index("seed")
 
 
 def _pairs(level: pd.Series, baseline: pd.Series, measure: str) -> pd.DataFrame:
     pairs = pd.DataFrame({"level": level, "baseline": baseline})
-    return pairs.dropna() if measure == "median" else pairs[np.isfinite(pairs).all(axis=1)]
+    kept = pairs.notna() if measure == "median" else pd.DataFrame(np.isfinite(pairs))
+    return pairs[kept.all(axis=1)]
 
 
 def _judge(frame: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
