@@ -50,3 +50,8 @@ def memory() -> Memory:
 
     of_machine = psutil.virtual_memory()
     return Memory(of_machine.total, of_machine.total - of_machine.available)
+
+
+def gpu_memory() -> Memory | None:
+    """Of the GPU; None where the CPU trains, whose memory nobody needs to see while it does."""
+    return memory() if name() == "cuda" else None

@@ -1,10 +1,10 @@
-"""A training step's gradients as a CUDA graph, where replaying it is faster than launching its kernels one by one."""
+"""A training step as a CUDA graph, where replaying it is faster than launching its kernels one by one."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -48,15 +48,15 @@ class CudaRecorder:
 
 
 class Replayed:
-    """Calls `work`, which leaves gradients in `parameters` and returns a tensor, and replays it once that is recorded.
+    """Calls `work`, which changes tensors in place and returns a new one, and replays it once that is recorded.
 
     All calls are real ones: some to warm up, one that is timed, one that records and replays, one more that is timed;
-    from then on the faster way serves. `work` must read no value of a tensor, and get inputs of one shape. Work that
-    cannot be recorded goes on as it is, with a warning that says why.
+    from then on the faster way serves. `work` must read no value of a tensor, get inputs of one shape, and keep what it
+    changes in the same tensors. Work that cannot be recorded goes on as it is, with a warning that says why.
     """
 
-    def __init__(self, work: Work, parameters: Sequence[torch.Tensor], recorder: Recorder | None = None) -> None:
-        self._work, self._parameters = work, parameters
+    def __init__(self, work: Work, recorder: Recorder | None = None) -> None:
+        self._work = work
         self._recorder: Recorder = recorder or CudaRecorder()
         self._calls = 0
         self._seconds: dict[str, float] = {}
@@ -83,17 +83,12 @@ class Replayed:
 
     def _recorded(self, inputs: tuple[torch.Tensor, ...]) -> bool:
         self._inputs = [tensor.clone() for tensor in inputs]
-        for parameter in self._parameters:
-            parameter.grad = None
         try:
             self._result, self._replay = self._recorder.record(lambda: self._work(*self._inputs))
         except RuntimeError as error:
             warnings.warn(f"training steps are not recorded as a CUDA graph: {error}", stacklevel=4)
             self.settled = "launched"
-            for parameter in self._parameters:
-                parameter.grad = None
             return False
-        self._gradients = [parameter.grad for parameter in self._parameters]
         return True
 
     def _replayed(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -101,8 +96,6 @@ class Replayed:
         for place, tensor in zip(self._inputs, inputs, strict=True):
             place.copy_(tensor)
         self._replay()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
         return self._result.clone()
 
     def _timed(self, way: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -114,7 +107,7 @@ class Replayed:
         return result
 
     def _forget(self) -> None:
-        """Give back the memory that the graph holds; gradients that are in use stay."""
+        """Give back the memory that the graph holds."""
         self._replay = None
-        self._inputs, self._gradients = [], []
+        self._inputs = []
         del self._result

@@ -12,20 +12,29 @@ WARM_UP = 0.2  # of a "one-cycle" schedule's steps
 
 
 class Optimizer:
-    """Keeps `slots` tensors beside every parameter and moves it by `update`. A step consumes the gradients."""
+    """Keeps `slots` tensors beside every parameter and moves it by `update`. A step consumes the gradients.
+
+    `scales` (steps,) are what each step multiplies the learning rates by; steps after the last keep its scale. All that
+    changes from step to step lies in tensors, so that a step can be recorded and replayed.
+    """
 
     slots = 0
 
-    def __init__(self, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor) -> None:
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor, scales: torch.Tensor | None = None
+    ) -> None:
         self._kept = [
             (p, [torch.zeros_like(p) for _ in range(self.slots)], beside(learning_rates, p).to(p)) for p in parameters
         ]
-        self._steps = 0
+        where = self._kept[0][0].device
+        self._scales = (torch.ones(1, dtype=torch.float64) if scales is None else scales).to(where)
+        self._steps = torch.zeros((), dtype=torch.int64, device=where)
 
     @torch.no_grad()
-    def step(self, scale: float = 1.0) -> None:
-        """Move all parameters, with the learning rates times `scale`."""
-        self._steps += 1
+    def step(self) -> None:
+        """Move all parameters."""
+        scale = self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
+        self._steps.add_(1)
         for parameter, kept, rate in self._kept:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
@@ -47,10 +56,10 @@ class Adam(Optimizer):
         self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
     ) -> None:
         mean, square = kept
-        mean_share, square_share = (1 - decay**self._steps for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
+        mean_share, square_share = (1 - decay ** self._steps.double() for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
         mean.lerp_(gradient, 1 - self.MEAN_DECAY)
         square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-        scale = (square.sqrt() / math.sqrt(square_share)).add_(self.EPSILON)
+        scale = (square.sqrt() / square_share.sqrt()).add_(self.EPSILON)
         parameter.sub_(mean / scale * (rate / mean_share))
 
 
@@ -88,11 +97,13 @@ OF_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {  # the same for
 }
 
 
-def optimizer(name: str, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor) -> Optimizer:
+def optimizer(
+    name: str, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor, scales: torch.Tensor | None = None
+) -> Optimizer:
     """The optimizer called so, with learning rates (E,); `ValueError` lists those there are."""
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](parameters, learning_rates)
+    return OPTIMIZERS[name](parameters, learning_rates, scales)
 
 
 def _one_cycle(progress: float) -> float:
@@ -111,15 +122,15 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 }
 
 
-def schedule(name: str, step: int, steps: int) -> float:
-    """What the learning rate is multiplied by at `step`, counted from 1, of `steps`.
+def schedule(name: str, steps: int) -> torch.Tensor:
+    """What the learning rate is multiplied by at each of `steps`, (steps,).
 
     "cosine" falls from one to nearly zero as half a cosine (Loshchilov & Hutter 2017); "one-cycle" rises linearly in
     the first fifth of the steps and falls so afterwards (after Smith & Topin 2019). `ValueError` lists the schedules.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r} is unknown; allowed are {', '.join(SCHEDULES)}")
-    return SCHEDULES[name]((step - 0.5) / steps)
+    return torch.tensor([SCHEDULES[name]((step + 0.5) / steps) for step in range(steps)], dtype=torch.float64)
 
 
 class Average:
@@ -134,18 +145,19 @@ class Average:
         self.decay = decay
         self._source = tensors
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()} if decay else tensors
-        self._steps = 0
+        where = next(iter(tensors.values())).device
+        self._steps = torch.zeros((), dtype=torch.float64, device=where)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the tensors as they are now."""
         if not self.decay:
             return
-        self._steps += 1
-        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        self._steps.add_(1)
+        share = 1 - ((1 + self._steps) / (10 + self._steps)).clamp(max=self.decay)
         for name, tensor in self._source.items():
             if tensor.is_floating_point():
-                self.values[name].lerp_(tensor, 1 - decay)
+                self.values[name].lerp_(tensor, share.to(tensor))
             else:
                 self.values[name].copy_(tensor)
 

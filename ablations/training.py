@@ -81,17 +81,22 @@ class Ensemble:
         self._device = device()
         self._parameters, self._buffers = (_on(self._device, state) for state in stack_module_state(models))
         rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
-        self._optimizer = optimizer(self.settings.get("optimizer", "adam"), list(self._parameters.values()), rates)
+        scales = schedule(self.settings.get("schedule", "constant"), self.settings["epochs"] * self.steps_per_epoch)
+        name = self.settings.get("optimizer", "adam")
+        self._optimizer = optimizer(name, list(self._parameters.values()), rates, scales)
         self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
-        self._steps = 0
         self._clip = _per_model(configurations, "clip", absent=math.inf)
         self._clips = bool(self._clip.isfinite().any())
         self._data = [[t.to(self._device) for t in (task.train_inputs, task.train_targets)] for task in self.tasks]
+        self._validation = [
+            [part.to(self._device) for part in parts]
+            for parts in zip(*((task.validation_inputs, task.validation_targets) for task in self.tasks), strict=True)
+        ]
         self._replayed: Replayed | None = None
         if self._device.type == "cuda":
             self._clip = self._clip.to(self._device)
-            work = WeakMethod(self._losses_and_gradients)  # without a cycle, memory is free as soon as an ensemble is
-            self._replayed = Replayed(lambda *inputs: cast(Work, work())(*inputs), list(self._parameters.values()))
+            work = WeakMethod(self._step)  # without a cycle, memory is free as soon as an ensemble is
+            self._replayed = Replayed(lambda *inputs: cast(Work, work())(*inputs))
 
     def pairing(self, member: int) -> dict[str, str]:
         """Hashes of what runs of one seed share."""
@@ -120,11 +125,11 @@ class Ensemble:
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch of inputs (E, B, ...) and targets (E, B, ...), shuffled and augmented for each run by itself."""
         orders = [
-            torch.randperm(len(task.train_inputs), generator=generator).split(self.batch_size)
+            torch.randperm(len(task.train_inputs), generator=generator).to(self._device).split(self.batch_size)
             for task, generator in zip(self.tasks, self._order, strict=True)
         ]
         for step in range(self.steps_per_epoch):
-            rows = [order[step].to(self._device) for order in orders]
+            rows = [order[step] for order in orders]
             inputs = [
                 task.augment(data.index_select(0, row), generator)
                 for task, (data, _), row, generator in zip(
@@ -137,37 +142,34 @@ class Ensemble:
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
         self._model.train()
-        losses = (self._replayed or self._losses_and_gradients)(inputs, targets)
-        self._steps += 1
-        steps = self.settings["epochs"] * self.steps_per_epoch
-        self._optimizer.step(schedule(self.settings.get("schedule", "constant"), self._steps, steps))
-        self._average.update()
-        return losses
+        return (self._replayed or self._step)(inputs, targets)
 
-    def _losses_and_gradients(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The models' losses (E,); their gradients are left in the parameters."""
+    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        for parameter in self._parameters.values():
+            parameter.grad = None  # a recording that failed may have left one
         losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
         losses.sum().backward()
         if self._clips:
             _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
+        self._optimizer.step()
+        self._average.update()
         return losses.detach()
 
     @torch.no_grad()
     def validate(self) -> tuple[torch.Tensor, list[Any]]:
         """Losses (E,) and outputs of each model, as `predictor` gives it, on its task's validation part."""
         self._model.eval()
-        inputs = [task.validation_inputs for task in self.tasks]
+        inputs, targets = self._validation
         # a batch at a time, or more if that is few: without gradients it takes less memory than a training step
         rows = max(self.batch_size, PREDICT_ROWS // len(inputs))
         outputs = joined(
             [
-                torch.vmap(self._outputs)(self._average.values, torch.stack(part).to(self._device))
+                torch.vmap(self._outputs)(self._average.values, torch.stack(part))
                 for part in zip(*(of_task.split(rows) for of_task in inputs), strict=True)
             ],
             dim=1,
         )
-        targets = torch.stack([task.validation_targets for task in self.tasks]).to(self._device)
-        losses = torch.vmap(self.tasks[0].loss)(outputs, targets).cpu()
+        losses = torch.vmap(self.tasks[0].loss)(outputs, torch.stack(targets)).cpu()
         return losses, [tree_map(lambda t, member=member: t[member].cpu(), outputs) for member in range(len(inputs))]
 
     def predictor(self, member: int) -> Trained:

@@ -1,6 +1,7 @@
 """What is done to images in training: each kind draws all its randomness from the generator it is given.
 
-The generator is the CPU's wherever the images lie, so that a run sees the same images on every device.
+The generator is the CPU's wherever the images lie, so that a run sees the same images on every device; what is drawn is
+sent there without waiting for the device.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from kornia.geometry.transform import hflip, rotate, scale, translate
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # images (B, C, H, W) in and out
 
@@ -34,7 +34,9 @@ def augmentation(name: str) -> Augmentation:
 
 def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Images moved by whole pixels, what comes in from outside being zero; offsets (B, 2): right, down."""
-    return translate(images, offsets.to(images), mode="nearest", padding_mode="zeros")
+    from kornia.geometry.transform import translate
+
+    return translate(images, _sent(offsets, images).to(images), mode="nearest", padding_mode="zeros")
 
 
 def random_shift(images: torch.Tensor, generator: torch.Generator, pixels: float) -> torch.Tensor:
@@ -46,19 +48,23 @@ def random_shift(images: torch.Tensor, generator: torch.Generator, pixels: float
 def random_rotation(images: torch.Tensor, generator: torch.Generator, degrees: float) -> torch.Tensor:
     """Each image turned about its centre by up to `degrees` either way, zeros coming in at the corners."""
     angles = (2 * torch.rand(len(images), generator=generator) - 1) * degrees
-    return rotate(images, angles.to(images))
+    from kornia.geometry.transform import rotate
+
+    return rotate(images, _sent(angles, images).to(images))
 
 
 def random_scale(images: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
     """Each image made larger or smaller about its centre by up to `share`, zeros coming in at the edges."""
     factors = 1 + (2 * torch.rand(len(images), 1, generator=generator) - 1) * share
-    return scale(images, factors.expand(-1, 2).to(images))
+    from kornia.geometry.transform import scale
+
+    return scale(images, _sent(factors, images).expand(-1, 2).to(images))
 
 
 def random_flip(images: torch.Tensor, generator: torch.Generator, probability: float) -> torch.Tensor:
     """Each image mirrored left to right with that probability."""
-    mirrored = (torch.rand(len(images), generator=generator) < probability).to(images.device)
-    return torch.where(mirrored[:, None, None, None], hflip(images), images)
+    mirrored = _sent(torch.rand(len(images), generator=generator) < probability, images)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 def random_erasure(images: torch.Tensor, generator: torch.Generator, pixels: float) -> torch.Tensor:
@@ -69,12 +75,17 @@ def random_erasure(images: torch.Tensor, generator: torch.Generator, pixels: flo
         places = torch.arange(size)
         hidden.append((places >= first) & (places < first + side))
     rows, columns = hidden
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None].to(images.device), 0)
+    return images.masked_fill(_sent(rows[:, :, None] & columns[:, None, :], images)[:, None], 0)
 
 
 def random_noise(images: torch.Tensor, generator: torch.Generator, deviation: float) -> torch.Tensor:
     """Gaussian noise added to each pixel by itself."""
-    return images + deviation * torch.randn(images.shape, generator=generator).to(images.device)
+    return images + deviation * _sent(torch.randn(images.shape, generator=generator), images)
+
+
+def _sent(drawn: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """What was drawn, where the images are."""
+    return drawn.pin_memory().to(images.device, non_blocking=True) if images.is_cuda and not drawn.is_cuda else drawn
 
 
 KINDS: Mapping[str, Callable[[torch.Tensor, torch.Generator, float], torch.Tensor]] = {

@@ -29,7 +29,7 @@ class Epoch:
     epoch: int
     epochs: int
     rows: Mapping[str, Row]  # of the learning curves, by key; runs that diverged have none
-    memory: Memory | None = None  # of the device that trains them, at the epoch's end
+    memory: Memory | None = None  # of the GPU that trains them, at the epoch's end
 
     @property
     def validation_loss(self) -> float:

@@ -76,7 +76,7 @@ def _work(connection: Connection, root: Path) -> None:
             part, task = connection.recv()
 
             def report(epoch: int, epochs: int, rows: Mapping[str, Row], place: int = part.job) -> None:
-                connection.send(Epoch(place, epoch, epochs, rows, devices.memory()))
+                connection.send(Epoch(place, epoch, epochs, rows, devices.gpu_memory()))
 
             try:
                 connection.send(train(part.configurations, task, records, report, part.patience))

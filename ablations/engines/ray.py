@@ -90,7 +90,7 @@ def _train(part: Part, task: type[Task], root: Path, epochs: Any) -> list[Outcom
     from ablations.training import train
 
     def report(epoch: int, of_epochs: int, rows: Mapping[str, Row]) -> None:
-        epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows, devices.memory()))
+        epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows, devices.gpu_memory()))
 
     return train(part.configurations, task, Records(root), report, part.patience)
 

@@ -49,6 +49,7 @@ class Stage:
     limit: float
     environment: Mapping[str, str] = field(default_factory=dict)
     needs: str | None = None  # a program
+    imports: tuple[str, ...] = ()  # packages that not every machine with torch has
 
 
 @dataclass
@@ -60,7 +61,10 @@ class Done:
 
 
 def rounds(capability: str, lines: Path) -> list[list[Stage]]:
-    """All stages, for a GPU of this compute capability; what they measure goes to `lines`, one JSON object each."""
+    """All stages, for a GPU of this compute capability; what they measure goes to `lines`, one JSON object each.
+
+    What no other stage needs comes last: a limit on all of it cuts there.
+    """
     build = {"RECURVE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability, **toolkit()}
     exercise = [sys.executable, "-m", "bench.gpu.exercise"]
 
@@ -68,17 +72,21 @@ def rounds(capability: str, lines: Path) -> list[list[Stage]]:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *exercise, "--few"]
         return Stage(tool, command, 70, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, needs="compute-sanitizer")
 
-    def grid(study: str, limit: float) -> Stage:
-        return Stage(f"a grid of {study}", [sys.executable, "-m", "bench.gpu.grids", study, str(lines)], limit)
+    def tests(name: str, files: list[str], **environment: str) -> Stage:
+        return Stage(name, [*PYTEST, *files], 110, environment, imports=("pytest", "hypothesis"))
+
+    def grid(study: str, limit: float, *imports: str) -> Stage:
+        command = [sys.executable, "-m", "bench.gpu.grids", study, str(lines)]
+        return Stage(f"a grid of {study}", command, limit, imports=("pandas", "scipy", "psutil", "rich", *imports))
 
     return [
         [Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 170, build)],
         [Stage("status", [sys.executable, "-m", "recurve"], 15)],
         [
-            Stage("tests of the ops", [*PYTEST, *OPS], 110),
-            Stage("tests of the ops where blocks share a model", [*PYTEST, OPS[0]], 110, {FORCED: "grid"}),
-            Stage("tests of the ops step by step", [*PYTEST, OPS[0]], 110, {FORCED: "steps"}),
-            Stage("tests of what only CUDA has", [*PYTEST, *ONLY_CUDA], 110),
+            tests("tests of the ops", OPS),
+            tests("tests of the ops where blocks share a model", OPS[:1], **{FORCED: "grid"}),
+            tests("tests of the ops step by step", OPS[:1], **{FORCED: "steps"}),
+            tests("tests of what only CUDA has", ONLY_CUDA),
         ],
         [Stage("1000 repeats", [*exercise, "--repeats", "1000"], 70), *map(sanitizer, SANITIZERS)],
         [grid("epidemic", 75)],

@@ -1,4 +1,5 @@
-// The convolution block, forward and backward, by direct convolution. Compiled for one element type per source file.
+// The convolution block, forward and backward, by direct convolution; or, where products dominate and may be computed
+// there, on tensor cores. Compiled for one element type per source file.
 //
 // Lanes lie along the rows of an image and a thread owns a few rows of them, so that loads are coalesced and a value
 // that was loaded serves several rows of the kernel. Images come through the first-level cache, weights through shared
@@ -6,59 +7,13 @@
 // of the kernel over pixels, and fixed parts of the pixels are added in their order.
 #pragma once
 
-#include "device.h"
-#include "kernels.h"
+#include "convolution_tensor.h"
+#include "convolution_work.h"
 #include "launch.h"
 
 namespace recurve::cuda {
 
-constexpr int conv_threads = 128;
-template <class T>
-constexpr int resident_blocks = sizeof(Accumulate<T>) == 4 ? 3 : 2;  // of a processor: leaves 168 or 255 registers
-constexpr int most_size = 1 << 30;  // of an image's axis with its padding, and of the places of a model
-
 // ----------------------------------------------------------------------------------------- images from images
-
-// Along an axis, result i and element t of the kernel meet input (i step + start + t dilation) / spread, where whole.
-struct Axis {
-  int inputs, results, taps;
-  int step, start, dilation, spread;
-
-  __device__ __forceinline__ int input_of(int result, int tap) const {  // outside [0, inputs): none
-    const int at = result * step + start + tap * dilation;
-    if (spread == 1) return at;
-    return at % spread == 0 ? at / spread : -1;
-  }
-  // Whether the next result meets what this one meets one element further.
-  __device__ __forceinline__ bool rolls() const { return step == 1 && dilation == 1 && spread == 1; }
-};
-
-// A convolution from x to y: that of the forward pass, or its transpose from the gradient of the pixels to that of x.
-template <class T>
-struct Convolution {
-  int64_t models, batch;
-  int groups, inputs, outputs;  // channels of a group
-  Axis rows, columns;
-  bool shared;                          // all models read the same x
-  bool flipped;                         // the kernel's elements in reverse order
-  int64_t weight_output, weight_input;  // strides
-  Activation activation;
-  Pool pool;
-  int window[2];
-  const T *x, *weight, *bias;
-  T* y;
-  uint8_t* places;
-  int output_tiles, regions[2], parts;  // of the launch
-  int64_t tiles;
-};
-
-// Of an image, zero outside it.
-template <class T>
-__device__ __forceinline__ Accumulate<T> pixel(const T* plane, int rows, int columns, int row, int column) {
-  const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(rows) &&
-                      static_cast<unsigned>(column) < static_cast<unsigned>(columns);
-  return inside ? widen(plane[int64_t{1} * row * columns + column]) : Accumulate<T>{};
-}
 
 // Adds elements [tap, tap + count) of a column of the kernel, whose weights lie side by side for all outputs.
 template <class T, int OUTPUTS, int ROWS, int COLUMNS, class A = Accumulate<T>>
@@ -140,69 +95,47 @@ __device__ __forceinline__ void convolve(A (&sums)[OUTPUTS][ROWS][COLUMNS], cons
 template <class T, int OUTPUTS, bool POOLED, int ROWS, int COLUMNS>
 __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) convolve_images(const Convolution<T> c) {
   using A = Accumulate<T>;
-  int64_t block = blockIdx.x;
-  const int64_t tile = block % c.tiles;
-  block /= c.tiles;
-  const int first = static_cast<int>(block % c.output_tiles) * OUTPUTS, outputs = least(OUTPUTS, c.outputs - first);
-  block /= c.output_tiles;
-  const int group = static_cast<int>(block % c.groups);
-  const int64_t model = block / c.groups;
-  const int place = static_cast<int>(tile) * conv_threads + threadIdx.x;
+  const Work work = work_of_block(c, OUTPUTS);
+  const int place = static_cast<int>(work.tile) * conv_threads + threadIdx.x;
   const int region_column = place % c.regions[1], region_row = place / c.regions[1] % c.regions[0];
   const int64_t at = place / c.regions[1] / c.regions[0];
   const bool is_mine = at < c.batch;
   const int64_t image = is_mine ? at : 0;  // others keep step with the barriers
-
-  const T* x = c.x + (((c.shared ? 0 : model * c.batch) + image) * c.groups + group) * c.inputs * c.rows.inputs *
-                         c.columns.inputs;
-  const int64_t channel = (int64_t{1} * group * c.outputs + first) + model * c.groups * c.outputs;
-  const T* weight = c.weight + (model * c.groups + group) * c.inputs * c.outputs * c.rows.taps * c.columns.taps +
-                    first * c.weight_output;
-  auto bias = [&](int o) { return c.bias == nullptr || o >= outputs ? A{} : widen(c.bias[channel + o]); };
-  const int64_t y_image = (model * c.batch + image) * c.groups * c.outputs + group * c.outputs + first;
+  const T *x = input_of_work(c, work, image), *weight = weight_of_work(c, work);
 
   if constexpr (!POOLED) {
     static_assert(COLUMNS == 1);
     const int row = region_row * ROWS;
     A sums[OUTPUTS][ROWS][COLUMNS] = {};
-    convolve<T>(sums, c, x, weight, outputs, row, region_column);
+    convolve<T>(sums, c, x, weight, work.outputs, row, region_column);
 #pragma unroll
     for (int o = 0; o < OUTPUTS; ++o)
 #pragma unroll
       for (int r = 0; r < ROWS; ++r)
-        if (is_mine && o < outputs && row + r < c.rows.results)
-          c.y[((y_image + o) * c.rows.results + row + r) * c.columns.results + region_column] =
-              narrow<T>(activate(sums[o][r][0] + bias(o), c.activation));
+        if (is_mine && o < work.outputs && row + r < c.rows.results)
+          c.y[(plane_of_work(c, work, image, o) * c.rows.results + row + r) * c.columns.results + region_column] =
+              narrow<T>(activate(sums[o][r][0] + bias_of_work(c, work, o), c.activation));
   } else {
-    A values[OUTPUTS];
-    int largest[OUTPUTS];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) values[o] = 0, largest[o] = 0;
+    Pooled<A> windows[OUTPUTS];
     for (int part = 0; part < c.parts; ++part) {
       A sums[OUTPUTS][ROWS][COLUMNS] = {};
-      convolve<T>(sums, c, x, weight, outputs, region_row * c.window[0] + part / c.window[1],
+      convolve<T>(sums, c, x, weight, work.outputs, region_row * c.window[0] + part / c.window[1],
                   region_column * c.window[1] + part % c.window[1]);
 #pragma unroll
       for (int o = 0; o < OUTPUTS; ++o)
 #pragma unroll
-        for (int p = 0; p < ROWS * COLUMNS; ++p) {
-          const A next = activate(sums[o][p / COLUMNS][p % COLUMNS] + bias(o), c.activation);
-          if (part + p == 0) {
-            values[o] = next;
-          } else if (c.pool == Pool::average) {
-            values[o] += next;
-          } else if (next > values[o] || next != next) {  // NaN wins, and of equals the first
-            values[o] = next, largest[o] = part + p;
-          }
-        }
+        for (int p = 0; p < ROWS * COLUMNS; ++p)
+          windows[o].see(activate(sums[o][p / COLUMNS][p % COLUMNS] + bias_of_work(c, work, o), c.activation), part + p,
+                         c.pool);
     }
     const A scale = c.pool == Pool::average ? A{1} / static_cast<A>(c.window[0] * c.window[1]) : A{1};
 #pragma unroll
     for (int o = 0; o < OUTPUTS; ++o)
-      if (is_mine && o < outputs) {
-        const int64_t to = ((y_image + o) * c.regions[0] + region_row) * c.regions[1] + region_column;
-        c.y[to] = narrow<T>(values[o] * scale);
-        if (c.places != nullptr) c.places[to] = static_cast<uint8_t>(largest[o]);
+      if (is_mine && o < work.outputs) {
+        const int64_t to =
+            (plane_of_work(c, work, image, o) * c.regions[0] + region_row) * c.regions[1] + region_column;
+        c.y[to] = narrow<T>(windows[o].value * scale);
+        if (c.places != nullptr) c.places[to] = static_cast<uint8_t>(windows[o].largest);
       }
   }
 }
@@ -267,23 +200,6 @@ __global__ void __launch_bounds__(conv_threads) differentiate_pixels(const Pixel
 }
 
 // -------------------------------------------------------------------------------- the gradient of the weights
-
-constexpr int strip_rows = 4;
-
-// Sums over pixels of their gradients times the inputs that they met. A block owns some outputs, one column of the
-// kernel for one channel, and one part of the strips of 4 pixels down a column of an image; the bias rides along.
-template <class T>
-struct Correlation {
-  int64_t models, batch;
-  int groups, inputs, outputs;  // channels of a group
-  Axis rows, columns;
-  bool shared;
-  const T *x, *pixels;
-  Accumulate<T>*weights, *biases;   // (parts, E, O, C / groups, kH, kW), (parts, E, O)
-  int strips, places, part_places;  // strips down an image; places of a model, and of a part
-  int parts, output_tiles, tap_tiles;
-  int next[3];  // images, strips and columns from a thread's place to its next one
-};
 
 template <class T, int OUTPUTS, int TAPS>
 __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_images(const Correlation<T> c) {
@@ -485,33 +401,44 @@ cudaError_t launch_convolution(Convolution<T> c, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t launch_convolution(const Convolution<T>& c, cudaStream_t stream) {
+cudaError_t launch_convolution(const Convolution<T>& c, Math math, cudaStream_t stream) {
+  if constexpr (sizeof(T) <= 4)
+    if (on_tensor_cores(c, math)) return launch_on_tensor_cores(c, stream);
   return c.outputs == 1   ? launch_convolution<T, 1>(c, stream)
          : c.outputs <= 4 ? launch_convolution<T, 4>(c, stream)
                           : launch_convolution<T, 8>(c, stream);
 }
 
 template <class T>
-cudaError_t conv_forward(const ConvForward<T>& f, cudaStream_t stream) {
-  return countable(f.shape) ? launch_convolution(forward_convolution(f), stream) : cudaErrorInvalidValue;
+cudaError_t conv_forward(const ConvForward<T>& f, Math math, cudaStream_t stream) {
+  return countable(f.shape) ? launch_convolution(forward_convolution(f), math, stream) : cudaErrorInvalidValue;
 }
 
 // How the sum over pixels is cut, by sizes alone, so that results are the same on every GPU.
 struct CorrelationPlan {
-  int outputs, taps;  // of a block
+  bool tensor;
+  int outputs, taps;  // of a block: rows of a column of the kernel, or on tensor cores any of its elements
   int64_t strips, places, parts, blocks;
 };
 
-inline CorrelationPlan correlation_plan(const ConvShape& s) {
+inline CorrelationPlan correlation_plan(const ConvShape& s, Math math) {
   constexpr int64_t wanted_blocks = 1024, least_rounds = 4;
   CorrelationPlan plan;
   const int64_t inputs = s.channels / s.groups, outputs = s.outputs / s.groups, height = s.kernel[0];
-  plan.outputs = outputs == 1 ? 1 : 4;
-  plan.taps = height == 1 ? 1 : height <= 3 ? 3 : height <= 5 ? 5 : 7;
-  plan.strips = pieces(s.convolved(0), strip_rows);
+  plan.tensor = correlates_on_tensor_cores(s, math);
+  if (plan.tensor) {
+    plan.outputs = 16 * rows_of_tiles(outputs);
+    plan.taps = tile_columns;
+    plan.strips = s.convolved(0);
+  } else {
+    plan.outputs = outputs == 1 ? 1 : 4;
+    plan.taps = height == 1 ? 1 : height <= 3 ? 3 : height <= 5 ? 5 : 7;
+    plan.strips = pieces(s.convolved(0), strip_rows);
+  }
   plan.places = s.batch * plan.strips * s.convolved(1);
-  const int64_t of_a_part =
-      s.models * s.groups * pieces(outputs, plan.outputs) * inputs * s.kernel[1] * pieces(height, plan.taps);
+  const int64_t elements =
+      plan.tensor ? pieces(inputs * height * s.kernel[1], plan.taps) : inputs * s.kernel[1] * pieces(height, plan.taps);
+  const int64_t of_a_part = s.models * s.groups * pieces(outputs, plan.outputs) * elements;
   const int64_t useful = pieces(plan.places, least_rounds * conv_threads), wanted = pieces(wanted_blocks, of_a_part);
   plan.parts = wanted < useful ? wanted : useful;
   if (plan.parts < 1) plan.parts = 1;
@@ -520,16 +447,34 @@ inline CorrelationPlan correlation_plan(const ConvShape& s) {
 }
 
 template <class T>
-ConvScratch conv_scratch(const ConvShape& s) {
+ConvScratch conv_scratch(const ConvShape& s, Math math) {
   const int64_t pixels = s.models * s.batch * s.outputs * s.convolved(0) * s.convolved(1);
   const int64_t weights = s.outputs * (s.channels / s.groups) * s.kernel[0] * s.kernel[1];
-  return {pixels, correlation_plan(s).parts * s.models * (weights + s.outputs)};
+  return {pixels, correlation_plan(s, math).parts * s.models * (weights + s.outputs)};
 }
 
 template <class T>
-cudaError_t launch_correlation(const ConvBackward<T>& d, const T* pixels, Accumulate<T>* sums, cudaStream_t stream) {
+cudaError_t launch_direct_correlation(Correlation<T> c, const CorrelationPlan& plan, cudaStream_t stream) {
+  c.tap_tiles = divide_up(c.rows.taps, plan.taps);
+  c.next[2] = conv_threads % c.columns.results;
+  c.next[1] = conv_threads / c.columns.results % c.strips;
+  c.next[0] = conv_threads / c.columns.results / c.strips;
+  auto run = [&](auto kernel) {
+    const int64_t bytes = conv_threads / warp_size * plan.outputs * (plan.taps + 1) * sizeof(Accumulate<T>);
+    return launch(kernel, plan.blocks, conv_threads, bytes, stream, c);
+  };
+  auto with_outputs = [&](auto one, auto four) { return run(plan.outputs == 1 ? one : four); };
+  return plan.taps == 1   ? with_outputs(correlate_images<T, 1, 1>, correlate_images<T, 4, 1>)
+         : plan.taps == 3 ? with_outputs(correlate_images<T, 1, 3>, correlate_images<T, 4, 3>)
+         : plan.taps == 5 ? with_outputs(correlate_images<T, 1, 5>, correlate_images<T, 4, 5>)
+                          : with_outputs(correlate_images<T, 1, 7>, correlate_images<T, 4, 7>);
+}
+
+template <class T>
+cudaError_t launch_correlation(const ConvBackward<T>& d, Math math, const T* pixels, Accumulate<T>* sums,
+                               cudaStream_t stream) {
   const ConvShape& s = d.shape;
-  const CorrelationPlan plan = correlation_plan(s);
+  const CorrelationPlan plan = correlation_plan(s, math);
   const int64_t weights = s.models * s.outputs * (s.channels / s.groups) * s.kernel[0] * s.kernel[1];
   const int64_t biases = s.models * s.outputs;
   Correlation<T> c{};
@@ -542,38 +487,31 @@ cudaError_t launch_correlation(const ConvBackward<T>& d, const T* pixels, Accumu
   c.weights = sums, c.biases = d.dbias == nullptr ? nullptr : sums + plan.parts * weights;
   c.strips = static_cast<int>(plan.strips), c.places = static_cast<int>(plan.places);
   c.parts = static_cast<int>(plan.parts), c.part_places = static_cast<int>(pieces(plan.places, plan.parts));
-  c.output_tiles = divide_up(c.outputs, plan.outputs), c.tap_tiles = divide_up(c.rows.taps, plan.taps);
-  c.next[2] = conv_threads % c.columns.results;
-  c.next[1] = conv_threads / c.columns.results % c.strips;
-  c.next[0] = conv_threads / c.columns.results / c.strips;
-  auto run = [&](auto kernel) {
-    const int64_t bytes = conv_threads / warp_size * plan.outputs * (plan.taps + 1) * sizeof(Accumulate<T>);
-    return launch(kernel, plan.blocks, conv_threads, bytes, stream, c);
-  };
-  auto with_outputs = [&](auto one, auto four) { return run(plan.outputs == 1 ? one : four); };
-  const cudaError_t error = plan.taps == 1   ? with_outputs(correlate_images<T, 1, 1>, correlate_images<T, 4, 1>)
-                            : plan.taps == 3 ? with_outputs(correlate_images<T, 1, 3>, correlate_images<T, 4, 3>)
-                            : plan.taps == 5 ? with_outputs(correlate_images<T, 1, 5>, correlate_images<T, 4, 5>)
-                                             : with_outputs(correlate_images<T, 1, 7>, correlate_images<T, 4, 7>);
+  c.output_tiles = divide_up(c.outputs, plan.outputs);
+  cudaError_t error;
+  if constexpr (sizeof(T) <= 4)
+    error =
+        plan.tensor ? launch_tensor_correlation(c, plan.blocks, stream) : launch_direct_correlation(c, plan, stream);
+  else
+    error = launch_direct_correlation(c, plan, stream);
   auto add = [&](const Accumulate<T>* from, int64_t size, T* to) {
     if (to == nullptr) return cudaSuccess;
     return launch(add_parts<T>, pieces(size, conv_threads), conv_threads, 0, stream,
                   PartSums<T>{from, size, c.parts, to});
   };
-  if (error != cudaSuccess) return error;
-  const cudaError_t after = add(c.weights, weights, d.dweight);
-  return after != cudaSuccess ? after : add(c.biases, biases, d.dbias);
+  if (error == cudaSuccess) error = add(c.weights, weights, d.dweight);
+  return error != cudaSuccess ? error : add(c.biases, biases, d.dbias);
 }
 
 template <class T>
-cudaError_t conv_backward(const ConvBackward<T>& d, T* pixels, Accumulate<T>* sums, cudaStream_t stream) {
+cudaError_t conv_backward(const ConvBackward<T>& d, Math math, T* pixels, Accumulate<T>* sums, cudaStream_t stream) {
   const ConvShape& s = d.shape;
   if (!countable(s)) return cudaErrorInvalidValue;
   cudaError_t error = cudaSuccess;
   if (!s.keeps_enough()) {  // the pixels before their activation
     Convolution<T> c = forward_convolution<T>({s, d.x, d.weight, d.bias, pixels, nullptr});
     c.activation = Activation::none, c.pool = Pool::none;
-    error = launch_convolution(c, stream);
+    error = launch_convolution(c, math, stream);
     if (error != cudaSuccess) return error;
   }
   const T* gradients = d.dy;  // as they are where the block is a convolution alone
@@ -586,14 +524,14 @@ cudaError_t conv_backward(const ConvBackward<T>& d, T* pixels, Accumulate<T>* su
     if (error != cudaSuccess) return error;
     gradients = pixels;
   }
-  if (d.dx != nullptr) error = launch_convolution(transposed_convolution(s, gradients, d.weight, d.dx), stream);
+  if (d.dx != nullptr) error = launch_convolution(transposed_convolution(s, gradients, d.weight, d.dx), math, stream);
   if (error != cudaSuccess || (d.dweight == nullptr && d.dbias == nullptr)) return error;
-  return launch_correlation(d, gradients, sums, stream);
+  return launch_correlation(d, math, gradients, sums, stream);
 }
 
-#define RECURVE_CONVOLUTION_KERNELS(T)                                       \
-  template cudaError_t conv_forward<T>(const ConvForward<T>&, cudaStream_t); \
-  template ConvScratch conv_scratch<T>(const ConvShape&);                    \
-  template cudaError_t conv_backward<T>(const ConvBackward<T>&, T*, Accumulate<T>*, cudaStream_t)
+#define RECURVE_CONVOLUTION_KERNELS(T)                                             \
+  template cudaError_t conv_forward<T>(const ConvForward<T>&, Math, cudaStream_t); \
+  template ConvScratch conv_scratch<T>(const ConvShape&, Math);                    \
+  template cudaError_t conv_backward<T>(const ConvBackward<T>&, Math, T*, Accumulate<T>*, cudaStream_t)
 
 }  // namespace recurve::cuda

@@ -63,6 +63,15 @@ struct alignas(16) Words {
   uint32_t of[4];
 };
 
+// Elements that lie side by side, in one access: `from` is aligned to all of them.
+template <class V, class T>
+__device__ __forceinline__ V together(const T* from) {
+#if !defined(__CUDACC__)
+  emulation::expect_aligned(from, sizeof(V));
+#endif
+  return *reinterpret_cast<const V*>(from);
+}
+
 // What other blocks wrote before a barrier of the grid: not from this processor's own cache.
 template <class T>
 __device__ __forceinline__ Words exchanged(const T* from) {
@@ -70,7 +79,7 @@ __device__ __forceinline__ Words exchanged(const T* from) {
   const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
   return {{words.x, words.y, words.z, words.w}};
 #else
-  return *reinterpret_cast<const Words*>(from);
+  return together<Words>(from);
 #endif
 }
 
@@ -79,8 +88,8 @@ __device__ __forceinline__ void arrive(unsigned* counter) {
 #if defined(__CUDA_ARCH__)
   __threadfence();
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-#else
-  ++*counter;
+#elif !defined(__CUDACC__)
+  emulation::arrive(counter);
 #endif
 }
 __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned expected) {

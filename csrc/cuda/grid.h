@@ -62,12 +62,12 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
       const int end = least(depth / chunk, (split + 1) * each);
       float acc[GATES][4] = {};
       // The order within 64 bytes is the same for states and weights, so that a lane reads 16 bytes in a row.
-#pragma unroll 4
+#pragma unroll(GATES > 1 ? 2 : 4)  // as registers allow
       for (int c = split * each; c < end; ++c) {
         const Words a0 = exchanged(low + c * chunk), a1 = exchanged(high + c * chunk);
 #pragma unroll
         for (int g = 0; g < GATES; ++g) {
-          const Words b = *reinterpret_cast<const Words*>(column + g * plan.units * plan.stride + c * chunk);
+          const Words b = together<Words>(column + g * plan.units * plan.stride + c * chunk);
 #pragma unroll
           for (int half = 0; half < 4; half += 2) {
             const uint32_t a[4] = {operand<T>(a0.of[half]), operand<T>(a1.of[half]), operand<T>(a0.of[half + 1]),
@@ -88,6 +88,7 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
       const int row = task % row_tiles * tile_rows, unit = task / row_tiles;
       const T* column = weights + unit * plan.stride + begin;
       A acc[GATES][tile_rows] = {};
+#pragma unroll 1  // as registers allow
       for (int k = lane() * count; k < depth; k += warp_size * count) {
         Piece<T> state[tile_rows];
 #pragma unroll
@@ -96,7 +97,7 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
               __builtin_bit_cast(Piece<T>, exchanged(states + least(row + r, rows - 1) * row_stride + begin + k));
 #pragma unroll
         for (int g = 0; g < GATES; ++g) {
-          const Piece<T> weight = *reinterpret_cast<const Piece<T>*>(column + g * plan.units * plan.stride + k);
+          const Piece<T> weight = together<Piece<T>>(column + g * plan.units * plan.stride + k);
 #pragma unroll
           for (int r = 0; r < tile_rows; ++r)
 #pragma unroll

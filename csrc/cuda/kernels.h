@@ -128,15 +128,15 @@ struct ConvBackward {
 };
 
 template <class T>
-cudaError_t conv_forward(const ConvForward<T>& call, cudaStream_t stream);
+cudaError_t conv_forward(const ConvForward<T>& call, Math math, cudaStream_t stream);
 
 // What the backward pass works in: elements of T, and of Accumulate<T>.
 struct ConvScratch {
   int64_t pixels, sums;
 };
 template <class T>
-ConvScratch conv_scratch(const ConvShape& shape);
+ConvScratch conv_scratch(const ConvShape& shape, Math math);
 template <class T>
-cudaError_t conv_backward(const ConvBackward<T>& call, T* pixels, Accumulate<T>* sums, cudaStream_t stream);
+cudaError_t conv_backward(const ConvBackward<T>& call, Math math, T* pixels, Accumulate<T>* sums, cudaStream_t stream);
 
 }  // namespace recurve::cuda

@@ -25,10 +25,13 @@ inline Device this_device() {
 
 constexpr int64_t most_blocks = (int64_t{1} << 31) - 1;
 
-// Leave to use more than 48 KB of shared memory.
+// Leave to use more than 48 KB of shared memory: all there is, so that threads that launch the same kernel with other
+// sizes do not take it from each other.
 inline cudaError_t allow_shared(const void* kernel, int64_t bytes) {
   if (bytes <= 48 << 10) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const Device device = this_device();
+  if (device.error != cudaSuccess) return device.error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
 }
 
 // `together`: all blocks are resident at once, or the launch is refused.

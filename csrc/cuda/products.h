@@ -60,10 +60,11 @@ struct Plain {
       T values[depth_step];
     };
     int k = 0;
+#pragma unroll 2  // as registers allow
     for (; k + depth_step <= depth; k += depth_step) {
       Step rows[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) rows[r] = *reinterpret_cast<const Step*>(states + r * stride + k);
+      for (int r = 0; r < ROWS; ++r) rows[r] = together<Step>(states + r * stride + k);
 #pragma unroll
       for (int i = 0; i < depth_step; ++i, weights += columns)
 #pragma unroll
@@ -148,7 +149,7 @@ struct TensorCores {
   }
   // The lane's word of a step.
   static __device__ __forceinline__ uint32_t word(const T* row, int first) {
-    return reinterpret_cast<const uint32_t*>(row)[first + lane() % 4];
+    return together<uint32_t>(row + (first + lane() % 4) * in_word);
   }
   // The same of a row that may lie at an odd place, zero past its end.
   static __device__ __forceinline__ uint32_t bounded(const T* row, int first, int depth) {

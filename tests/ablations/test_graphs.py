@@ -4,32 +4,33 @@ import time
 
 import pytest
 import torch
+from planted import DEFAULTS, PlantedTask
 
 from ablations.graphs import WARM_UP, Replayed
+from ablations.records import Configuration
+from ablations.training import Ensemble
 
 
 class HostRecorder:
-    """Records by keeping the work: a replay does it again into the places of the first result and gradients."""
+    """Records by keeping the work, which changes `state`: a replay does it again, into the place of its result."""
 
-    def __init__(self, parameters, seconds=0.0):
-        self.parameters, self.seconds, self.replays = parameters, seconds, 0
+    def __init__(self, state, seconds=0.0):
+        self.state, self.seconds, self.replays = state, seconds, 0
 
     def warm_up(self, work):
         return work()
 
     def record(self, work):
-        with torch.enable_grad():
-            result = work()  # a GPU only notes it down, so its result must not be used
-        places = [result.fill_(torch.nan), *(p.grad.fill_(torch.nan) for p in self.parameters)]
+        before = [tensor.detach().clone() for tensor in self.state]
+        result = work().fill_(torch.nan)  # a GPU only notes it down: nothing is done, and the result must not be used
+        with torch.no_grad():
+            for tensor, value in zip(self.state, before, strict=True):
+                tensor.copy_(value)
 
         def replay():
             self.replays += 1
             time.sleep(self.seconds)
-            for p in self.parameters:
-                p.grad = None
-            found = work()
-            for place, value in zip(places, [found, *(p.grad for p in self.parameters)], strict=True):
-                place.copy_(value)
+            result.copy_(work())
 
         return result, replay
 
@@ -45,15 +46,15 @@ def training(steps, wrap):
     def work(x, y):
         loss = (x @ weight - y).square().mean()
         loss.backward()
+        with torch.no_grad():
+            weight.sub_(0.1 * weight.grad)
+        weight.grad = None
         return loss.detach().clone()
 
     run, losses = wrap(work, [weight]), []
     for _ in range(steps):
         x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
         losses.append(run(x, x.sum(1, keepdim=True)))
-        with torch.no_grad():
-            weight -= 0.1 * weight.grad
-        weight.grad = None
     return torch.stack(losses), weight.detach()
 
 
@@ -61,9 +62,9 @@ def training(steps, wrap):
 def test_replayed_steps_give_the_numbers_of_launched_ones(seconds):
     recorders, wrapped = [], []
 
-    def wrap(work, parameters):
-        recorders.append(HostRecorder(parameters, seconds))
-        wrapped.append(Replayed(work, parameters, recorders[0]))
+    def wrap(work, state):
+        recorders.append(HostRecorder(state, seconds))
+        wrapped.append(Replayed(work, recorders[0]))
         return wrapped[0]
 
     for found, expected in zip(training(12, wrap), training(12, lambda work, _: work), strict=True):
@@ -77,12 +78,49 @@ def test_replayed_steps_give_the_numbers_of_launched_ones(seconds):
         assert recorders[0].replays == 12 - WARM_UP - 1
 
 
+def ensemble(**settings):
+    settings = {**DEFAULTS, "schedule": "one-cycle", "averaging": 0.9, "dropout": 0.2, **settings}
+    return Ensemble([Configuration("planted", "1", "1", "quick", settings, {}, seed) for seed in range(3)], PlantedTask)
+
+
+def assert_learn_alike(one, other):
+    for _ in range(4):
+        for batch, same in zip(one.batches(), other.batches(), strict=True):
+            torch.testing.assert_close(one.step(*batch), other.step(*same), rtol=0, atol=0)
+    torch.testing.assert_close(one.predictor(2)._state, other.predictor(2)._state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_recorded_step_of_an_ensemble_holds_its_optimizer_schedule_and_average(optimizer):
+    replayed = ensemble(optimizer=optimizer)
+    moving, average = replayed._optimizer, replayed._average
+    slots = [tensor for _, kept, _ in moving._kept for tensor in kept]
+    state = [*replayed._parameters.values(), *replayed._buffers.values(), *slots, moving._steps]
+    recorder = HostRecorder([*state, *average.values.values(), average._steps])
+    replayed._replayed = Replayed(replayed._step, recorder)
+    assert_learn_alike(replayed, ensemble(optimizer=optimizer))
+    assert recorder.replays >= 2
+
+
+def test_a_recording_that_fails_half_way_leaves_the_ensemble_as_it_was():
+    class FailsHalfWay(HostRecorder):
+        def record(self, work):
+            for parameter in self.state:
+                parameter.grad = torch.full_like(parameter, torch.nan)  # noted down, never computed
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    training = ensemble()
+    training._replayed = Replayed(training._step, FailsHalfWay(list(training._parameters.values())))
+    with pytest.warns(UserWarning, match="not recorded as a CUDA graph"):
+        assert_learn_alike(training, ensemble())
+
+
 def test_work_that_cannot_be_recorded_goes_on_with_a_warning():
     class Refuses(HostRecorder):
         def record(self, work):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.warns(UserWarning, match="not recorded as a CUDA graph: operation not permitted"):
-        found = training(8, lambda work, parameters: Replayed(work, parameters, Refuses(parameters)))
+        found = training(8, lambda work, state: Replayed(work, Refuses(state)))
     for value, expected in zip(found, training(8, lambda work, _: work), strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=0)

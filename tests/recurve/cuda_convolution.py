@@ -31,6 +31,32 @@ NARROW = [
     Block(channels=2, outputs=3, options={"pool": "max", "pool_size": (3, 2), "activation": "leaky_relu"}),
 ]
 
+WIDE = [  # enough channels for tensor cores, in each pass
+    Block(channels=8, outputs=19, options={"padding": 1, "pool": "none", "activation": "tanh"}),
+    Block(batch=5, channels=41, outputs=70, kernel=(1, 1), options={"pool": "none"}),
+    Block(channels=9, outputs=37, models=3, shared=True, options={"pool": "average", "activation": "none"}),
+    Block(
+        channels=22,
+        outputs=18,
+        size=(17, 21),
+        models=2,
+        no_bias=True,
+        options={
+            "groups": 2,
+            "stride": (2, 1),
+            "dilation": (1, 2),
+            "padding": 2,
+            "pool": "average",
+            "pool_size": (3, 2),
+            "activation": "silu",
+        },
+    ),
+]
+WIDE_POOLED = [
+    Block(channels=9, outputs=10, models=2, options={"activation": "leaky_relu"}),
+    Block(channels=16, outputs=33, kernel=(5, 2), options={"pool_size": (1, 4), "padding": (2, 1)}),
+]
+
 
 def compiled(x, weight, bias=None, **options):
     """The op itself, whatever the selector says."""
@@ -49,7 +75,7 @@ def test_strided_blocks_equal_torch(case, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", NARROW, ids=str)
+@pytest.mark.parametrize("case", NARROW + WIDE + WIDE_POOLED, ids=str)
 def test_16_bit_blocks_round_what_they_store_and_nothing_else(case, dtype, generator):
     tensors = {name: t.to(dtype) for name, t in case.tensors(generator).items()}
     found = results(compiled, tensors, case.options)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Sequence, reference, results
+from cuda_convolution import NARROW, WIDE, compiled
 
 import recurve
 from recurve import ops
@@ -26,9 +27,28 @@ def test_tf32_rounds_products_and_nothing_else(case, generator):
     with recurve.backend("fused"):
         found = results(getattr(ops, case.op), tensors, arguments)
     exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, arguments)
-    errors = {name: ((found[name] - value).norm() / value.norm()).item() for name, value in exact.items()}
-    assert max(errors.values()) <= 2**-9
-    assert max(errors.values()) >= 2**-16, "no product was rounded to TF32"
+    errors = [((found[name] - value).norm() / value.norm()).item() for name, value in exact.items()]
+    assert max(errors) <= 2**-9
+    assert max(errors) >= 2**-16, "no product was rounded to TF32"
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_tf32_rounds_the_products_of_wide_convolution_blocks(case, generator):
+    tensors = {name: t.float() for name, t in case.tensors(generator).items()}
+    found = results(compiled, tensors, case.options)
+    exact = results(reference(case), {name: t.double() for name, t in tensors.items()}, case.options)
+    for name, value in exact.items():
+        error = ((found[name] - value).norm() / value.norm()).item()
+        assert error <= 2**-9, name
+        assert error >= 2**-16 or name == "gradient of bias", f"{name} was not rounded to TF32"
+
+
+@pytest.mark.parametrize("case", NARROW[:1], ids=str)
+def test_narrow_convolution_blocks_keep_the_precision_of_float32(case, generator):
+    tensors = {name: t.float() for name, t in case.tensors(generator).items()}
+    found = results(compiled, tensors, case.options)
+    for name, value in results(reference(case), {n: t.double() for n, t in tensors.items()}, case.options).items():
+        assert (found[name] - value).norm() <= 2**-20 * value.norm(), name
 
 
 def test_without_leave_products_keep_the_precision_of_float32(generator, monkeypatch):

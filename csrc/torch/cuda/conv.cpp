@@ -1,4 +1,5 @@
 // The convolution block on CUDA.
+#include <ATen/Context.h>
 #include <torch/library.h>
 
 #include "../convolution.h"
@@ -14,6 +15,11 @@ void check_conv_device(const ConvInputs& in) {
   TORCH_CHECK(in.shape.channels > 0, "conv_block: x must have at least one channel, got ", in.x.sizes());
 }
 
+template <class T>
+cuda::Math conv_math() {
+  return cuda::math_of<T>(at::globalContext().allowTF32CuDNN(at::Float32Op::CONV));
+}
+
 ConvKept run_conv_forward(const ConvInputs& in, bool keep) {
   check_conv_device(in);
   const c10::cuda::CUDAGuard guard(in.x.device());
@@ -22,7 +28,7 @@ ConvKept run_conv_forward(const ConvInputs& in, bool keep) {
   for_type(in.x.scalar_type(), [&]<class T>(T*) {
     C10_CUDA_CHECK(cuda::conv_forward<T>({s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias),
                                           pointer<T>(kept.y), pointer<uint8_t>(kept.places)},
-                                         c10::cuda::getCurrentCUDAStream().stream()));
+                                         conv_math<T>(), c10::cuda::getCurrentCUDAStream().stream()));
   });
   return kept;
 }
@@ -36,13 +42,14 @@ ConvGradients run_conv_backward(const ConvInputs& in, const Tensor& dy, const Te
   const ConvGradients d = empty_gradients(in, need_x, need_weight);
   for_type(in.x.scalar_type(), [&]<class T>(T*) {
     using A = cuda::Accumulate<T>;
-    const cuda::ConvScratch sizes = cuda::conv_scratch<T>(s);
+    const cuda::Math math = conv_math<T>();
+    const cuda::ConvScratch sizes = cuda::conv_scratch<T>(s, math);
     const Tensor pixels = at::empty({sizes.pixels}, like);
     const Tensor sums = at::empty({sizes.sums}, like.dtype(accumulated(in.x.scalar_type())));
     C10_CUDA_CHECK(cuda::conv_backward<T>(
         {s, constant<T>(in.x), constant<T>(in.weight), constant<T>(in.bias), constant<T>(y), constant<uint8_t>(places),
          constant<T>(dy), pointer<T>(d.x), pointer<T>(d.weight), pointer<T>(d.bias)},
-        pointer<T>(pixels), pointer<A>(sums), c10::cuda::getCurrentCUDAStream().stream()));
+        math, pointer<T>(pixels), pointer<A>(sums), c10::cuda::getCurrentCUDAStream().stream()));
   });
   return d;
 }

@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 #include <cuda_runtime.h>
+#include <emulation.h>
 
 #define C10_CUDA_CHECK(EXPRESSION)                                                                   \
   do {                                                                                               \
