@@ -13,6 +13,7 @@ from torch import Tensor
 import recurve
 from recurve import ops
 
+DEVICE = "cuda"  # tests rehearse elsewhere
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("lstm", {}),
@@ -31,9 +32,9 @@ def sequence(op: str, options: dict[str, Any], dtype: torch.dtype, models: int, 
         2 if op == "lstm" else 1
     )
     shapes += [(*lead, gates, inputs), (*lead, gates, hidden), (*lead, gates), (*lead, gates)]
-    tensors = [(0.3 * torch.randn(s, device="cuda")).to(dtype).requires_grad_() for s in shapes]
-    lengths = torch.randint(0, steps + 1, (batch,), device="cuda")
-    resets = torch.rand(steps, batch, device="cuda") < 0.3
+    tensors = [(0.3 * torch.randn(s, device=DEVICE)).to(dtype).requires_grad_() for s in shapes]
+    lengths = torch.randint(0, steps + 1, (batch,), device=DEVICE)
+    resets = torch.rand(steps, batch, device=DEVICE) < 0.3
 
     def call() -> list[Tensor]:
         with recurve.backend("fused"):
@@ -47,7 +48,7 @@ def block(options: dict[str, Any], dtype: torch.dtype, models: int, channels: in
     """A call of the convolution block, forward and backward, that returns its output and gradients."""
     groups = options.get("groups", 1)
     shapes = [(models, 3, channels, 13, 11), (models, outputs, channels // groups, 3, 5), (models, outputs)]
-    tensors = [(0.3 * torch.randn(s, device="cuda")).to(dtype).requires_grad_() for s in shapes]
+    tensors = [(0.3 * torch.randn(s, device=DEVICE)).to(dtype).requires_grad_() for s in shapes]
 
     def call() -> list[Tensor]:
         with recurve.backend("fused"):
@@ -62,6 +63,7 @@ BLOCKS: list[tuple[int, int, dict[str, Any]]] = [
     (3, 9, {"pool": "average", "activation": "silu", "pool_size": (3, 2)}),
     (5, 5, {"groups": 5, "padding": 2, "pool": "none", "activation": "tanh"}),
     (4, 6, {"groups": 2, "stride": 2, "dilation": (1, 2), "padding": 2, "pool": "max", "pool_size": (2, 1)}),
+    (9, 35, {"padding": 2, "pool": "average"}),  # on tensor cores, where the type allows it
 ]
 
 

@@ -29,6 +29,7 @@ from recurve._backend import Backend
 
 PAIRS, SECONDS_A_CASE = 15, 1.2
 DESIGN = "RECURVE_CUDA_DESIGN"
+DEVICE = "cuda"  # tests rehearse elsewhere
 Step = Callable[[], Any]
 
 
@@ -65,7 +66,11 @@ class Block:
     kernel: int
     groups: int = 1
     pool: str = "max"
-    group = "convolution training"
+    wide: bool = False  # many channels, where cuDNN should win
+
+    @property
+    def group(self) -> str:
+        return "wide convolution training" if self.wide else "convolution training"
 
     @property
     def type(self) -> torch.dtype:
@@ -85,6 +90,7 @@ def cases() -> Iterator[Case | Block]:
             yield Block(dtype, batch, channels, outputs, size, 3)
         for kernel in (5, 7):
             yield Block(dtype, 64, 64, 64, 32, kernel, groups=64, pool="none")
+        yield Block(dtype, 64, 64, 64, 32, 3, wide=True)
 
 
 def sides(case: Case | Block) -> dict[str, Step]:
@@ -94,7 +100,7 @@ def sides(case: Case | Block) -> dict[str, Step]:
 
 
 def block_sides(case: Block) -> dict[str, Step]:
-    options: dict[str, Any] = {"device": "cuda", "dtype": case.type}
+    options: dict[str, Any] = {"device": DEVICE, "dtype": case.type}
     x = torch.randn(case.batch, case.channels, case.size, case.size, **options, requires_grad=True)
     weight = torch.randn(case.outputs, case.channels // case.groups, case.kernel, case.kernel, **options)
     bias = torch.zeros(case.outputs, **options)
@@ -117,7 +123,7 @@ def block_sides(case: Block) -> dict[str, Step]:
 
 
 def recurrent_sides(case: Case) -> dict[str, Step]:
-    options: dict[str, Any] = {"device": "cuda", "dtype": case.type}
+    options: dict[str, Any] = {"device": DEVICE, "dtype": case.type}
     ours = [getattr(recurve.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
     theirs = [getattr(torch.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
     x = torch.randn(case.models, case.steps, case.batch, case.inputs, **options)

@@ -2,13 +2,18 @@
 
 import json
 import sys
+import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from bench.gpu import __main__ as gpu
+from bench.gpu import exercise, measure
 from bench.gpu.__main__ import Stage
 from bench.gpu.grids import compared
+from recurve import _extension
 
 GPU = {"name": "NVIDIA Test GPU", "capability": "9.0"}
 
@@ -25,11 +30,68 @@ def test_without_a_gpu_one_sentence_says_what_is_missing(monkeypatch, capsys):
     assert "CUDA" in said or "GPU" in said
 
 
-def test_all_rounds_end_within_ten_minutes(tmp_path):
-    rounds = gpu.rounds("9.0", tmp_path / "lines")
-    assert sum(max(stage.limit for stage in stages) for stages in rounds) < 600
-    names = [stage.name for stages in rounds for stage in stages]
+def test_stages_have_names_of_their_own(tmp_path):
+    names = [stage.name for stages in gpu.rounds("9.0", tmp_path / "lines") for stage in stages]
     assert len(set(names)) == len(names)
+
+
+def test_no_stage_outlasts_the_ten_minutes_of_all(monkeypatch, tmp_path):
+    sleeps = [[python("import time; time.sleep(60)", f"sleeper {i}")] for i in range(3)]
+    monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
+    monkeypatch.setattr(gpu, "rounds", lambda capability, lines: sleeps)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    assert gpu.ALL_SECONDS < 600
+    monkeypatch.setattr(gpu, "ALL_SECONDS", 2.0)
+    start = time.monotonic()
+    assert gpu.main() == 1
+    assert time.monotonic() - start < 20
+    stages = json.loads((tmp_path / "nvidia-test-gpu.json").read_text())["stages"]
+    assert [stage["status"] for stage in stages] == ["out of time", *["skipped: no time is left"] * 2]
+
+
+def test_without_the_build_nothing_else_pretends_to_pass(monkeypatch, tmp_path):
+    rounds = [[python("import sys; sys.exit(1)", "build", essential=True)], [python("", "tests"), python("", "more")]]
+    monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
+    monkeypatch.setattr(gpu, "rounds", lambda capability, lines: rounds)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    assert gpu.main() == 1
+    stages = json.loads((tmp_path / "nvidia-test-gpu.json").read_text())["stages"]
+    assert [stage["status"] for stage in stages] == ["failed", *["skipped: 'build' did not pass"] * 2]
+
+
+def test_the_status_stage_passes_only_where_the_kernels_serve_the_gpu(tmp_path):
+    (status,) = [s for stages in gpu.rounds("9.0", tmp_path / "lines") for s in stages if s.name == "status"]
+    done, said = gpu.run(status)
+    serves = _extension.obstacle("lstm", torch.device("cuda"), torch.float32) is None
+    assert done.status == ("passed" if serves else "failed")
+    assert "recurve" in said
+
+
+SMALL = {"steps": 3, "batch": 4, "inputs": 3, "hidden": 5}
+
+
+@pytest.mark.parametrize("group", sorted({case.group for case in measure.cases()}))
+def test_a_case_of_each_group_is_measured(group, monkeypatch):
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    monkeypatch.setattr(measure, "captured", lambda step: (step, True))
+    monkeypatch.setattr(measure, "milliseconds", lambda step, flush: step() or 1.0)
+    case = next(case for case in measure.cases() if case.group == group)
+    few = {"models": 2, **SMALL} if isinstance(case, measure.Case) and case.models > 1 else SMALL
+    small = replace(case, **few if isinstance(case, measure.Case) else {"batch": 2, "size": 9})
+    row = measure.measured(replace(small, dtype="tf32"), torch.empty(1))
+    assert row["ratio"] == 1.0
+    assert row["not_captured"] == []
+    assert row["pairs"] >= 3
+
+
+@pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
+def test_every_kernel_is_exercised_and_repeats(monkeypatch, capsys):
+    monkeypatch.setattr(exercise, "DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["exercise", "--few", "--repeats", "40"])
+    monkeypatch.setenv("RECURVE_CUDA_DESIGN", "block")  # comes back as it was
+    exercise.main()
+    assert "same results" in capsys.readouterr().out
 
 
 def test_every_file_that_a_stage_tests_exists(tmp_path):
@@ -46,10 +108,11 @@ def test_every_file_that_a_stage_tests_exists(tmp_path):
         (python("import sys; sys.exit(3)"), "failed"),
         (python("import time; time.sleep(60)", limit=0.5), "out of time"),
         (python("", needs="no-such-program"), "skipped: no-such-program is not found"),
+        (python("", imports=("json", "no_such_package")), "skipped: no_such_package cannot be imported"),
     ],
-    ids=["passes", "fails", "hangs", "lacks a program"],
+    ids=["passes", "fails", "hangs", "lacks a program", "lacks a package"],
 )
-def test_a_stage_ends_in_one_of_four_ways(stage, status):
+def test_a_stage_ends_in_one_of_five_ways(stage, status):
     done, _ = gpu.run(stage)
     assert done.status == status
     assert done.seconds < 30
