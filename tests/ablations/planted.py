@@ -29,7 +29,7 @@ class PlantedTask:
         if seed in settings.get("kill_for", ()):
             os.kill(os.getpid(), signal.SIGKILL)
         if "gpu_memory" in settings:
-            devices.memory = lambda: devices.Memory(*settings["gpu_memory"])
+            devices.gpu_memory = lambda: devices.Memory(*settings["gpu_memory"])
             training.device = lambda: torch.device("cpu")
         self._hoard = torch.zeros(settings.get("hoard", 0), 2**20, dtype=torch.uint8)  # MiB
         generator = torch.Generator().manual_seed(seed)

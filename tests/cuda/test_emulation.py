@@ -157,11 +157,27 @@ RECURRENT = ("ops_recurrent", "probe", "derivatives", "transforms", "nn_recurren
 OTHERS = "not as_accurate_as_the_native_op_over_many_steps and not copies_give_the_same"
 
 
+DESIGNS = {  # the machine, and the design that is forced
+    "resident": (LARGE, "block"),
+    "streamed": (SMALL, "block"),
+    "steps": (LARGE, "steps"),
+    "many": (MANY, "grid"),
+    "few": (FEW, "grid"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [LARGE, SMALL, TINY], ids=["large", "small", "tiny"])
+@pytest.mark.parametrize("name", DESIGNS)
 @pytest.mark.parametrize("file", RECURRENT)
-def test_all_tests_of_recurrent_ops_pass(library, machine, file):
-    passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}")
+def test_all_tests_of_recurrent_ops_pass_in_each_design(library, name, file):
+    machine, design = DESIGNS[name]
+    passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}", RECURVE_CUDA_DESIGN=design)
+
+
+@pytest.mark.slow
+def test_all_tests_of_recurrent_ops_pass_as_the_selector_has_it(library):
+    files = " ".join(f"tests/recurve/test_{file}.py" for file in RECURRENT)
+    passes(library, f"{LARGE} {SMALL} {MANY} {FEW}", f"{files} -k {OTHERS}", of=4)
 
 
 @pytest.mark.slow
@@ -169,13 +185,6 @@ def test_all_tests_of_recurrent_ops_pass(library, machine, file):
 @pytest.mark.parametrize("file", ["ops_conv", "nn_conv"])
 def test_all_tests_of_the_convolution_block_pass(library, machine, file):
     passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("machine", [MANY, FEW], ids=["many", "few"])
-@pytest.mark.parametrize("file", ["ops_recurrent", "probe", "derivatives"])
-def test_all_tests_of_the_ops_pass_where_blocks_share_a_model(library, machine, file):
-    passes(library, machine, f"tests/recurve/test_{file}.py -k {OTHERS}", RECURVE_CUDA_DESIGN="grid")
 
 
 @pytest.mark.slow
