@@ -50,7 +50,7 @@ def published() -> str:
         ResultError: there are no results.
     """
     machines: dict[str, list[tuple[str, Results]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(RESULTS.glob("cpu-*.json")):  # those of a GPU are by `make gpu`
         results = read(path)
         machines.setdefault(results.about["machine"], []).append((path.stem, results))
     if not machines:

@@ -104,7 +104,7 @@ def rounds(capability: str, lines: Path) -> list[list[Stage]]:
         ],
         [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 110)],
         [Stage("1000 repeats", [*exercise, "--repeats", "1000"], 100), *map(sanitizer, SANITIZERS)],
-        [grid("epidemic", 90)],
+        [grid("epidemic", 120)],
         [grid("vision", 60, "kornia")],
     ]
 

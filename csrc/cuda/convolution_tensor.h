@@ -84,7 +84,7 @@ __device__ __forceinline__ void for_sums(const float (&acc)[ROWS][2][4], const F
 }
 
 template <class T, int ROWS>
-__global__ void __launch_bounds__(conv_threads) convolve_on_tensor_cores(const Convolution<T> c) {
+__global__ void __launch_bounds__(conv_threads, 4) convolve_on_tensor_cores(const Convolution<T> c) {
   constexpr int depth_step = piece_depth<T>;
   auto& factors = Factors<T, ROWS>::of_block();
   const Work work = work_of_block(c, factors.rows);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(conv_threads) convolve_on_tensor_cores(const C
 }
 
 template <class T, int ROWS>
-__global__ void __launch_bounds__(conv_threads) correlate_on_tensor_cores(const Correlation<T> c) {
+__global__ void __launch_bounds__(conv_threads, 4) correlate_on_tensor_cores(const Correlation<T> c) {
   constexpr int depth_step = piece_depth<T>, at_once = conv_threads / depth_step;
   auto& factors = Factors<T, ROWS>::of_block();
   int64_t block = blockIdx.x;

@@ -51,6 +51,13 @@ __device__ __forceinline__ uint32_t operand(uint32_t bits) {  // of a product on
   return bits;
 }
 
+// A weight as it is kept for products on tensor cores, rounded once for all steps.
+template <class T>
+__device__ __forceinline__ T kept_operand(T weight) {
+  if constexpr (sizeof(T) == 4) return __builtin_bit_cast(T, to_tf32(__builtin_bit_cast(uint32_t, weight)));
+  return weight;
+}
+
 // Asks for the second-level cache to have what will be read soon.
 __device__ __forceinline__ void prefetch(const void* soon) {
 #if defined(__CUDA_ARCH__)
@@ -104,6 +111,9 @@ __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned expec
 #endif
 }
 
+// mma.sync serves every architecture since Ampere alike. The wgmma of sm_90a multiplies 64 rows at least, where a block
+// of the recurrent kernels has 16 or 32 sequences and a step waits for latency, not for products.
+//
 // d += a b on tensor cores, by a whole warp: 16 rows, 8 columns, and 32 bytes of each row of a and column of b. Thread
 // `lane` holds, with q = lane / 4 and w = lane % 4: words w and w + 4 of rows q and q + 8 of a, of column q of b, and
 // of d the columns 2 w and 2 w + 1 of both rows.

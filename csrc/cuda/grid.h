@@ -72,7 +72,7 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
           for (int half = 0; half < 4; half += 2) {
             const uint32_t a[4] = {operand<T>(a0.of[half]), operand<T>(a1.of[half]), operand<T>(a0.of[half + 1]),
                                    operand<T>(a1.of[half + 1])};
-            const uint32_t of_b[2] = {operand<T>(b.of[half]), operand<T>(b.of[half + 1])};
+            const uint32_t of_b[2] = {b.of[half], b.of[half + 1]};
             multiply<T>(acc[g], a, of_b);
           }
         }
@@ -214,7 +214,8 @@ __global__ void __launch_bounds__(grid_threads, 1)
   for (int i = threadIdx.x; i < all * plan.units * plan.stride; i += blockDim.x) {
     const int k = i % plan.stride, unit = block.first + i / plan.stride % plan.units,
               gate = i / plan.stride / plan.units;
-    weights[i] = k < H && unit < H ? s.w_hh[((block.model * all + gate) * H + unit) * H + k] : T{};
+    const T weight = k < H && unit < H ? s.w_hh[((block.model * all + gate) * H + unit) * H + k] : T{};
+    weights[i] = TENSOR ? kept_operand(weight) : weight;
   }
   block.for_items([&](int row, int unit, int i) {
     const Place at = block.place(0, row, unit);
@@ -284,8 +285,9 @@ __global__ void __launch_bounds__(grid_threads, 1)
   for (int i = threadIdx.x; i < plan.units * plan.stride; i += blockDim.x) {
     const int local = i % plan.units, k = i / plan.units, unit = block.first + local;
     const int gate = k / plan.depth, from = k % plan.depth;
-    weights[local * plan.stride + k] =
+    const T weight =
         gate < gates && from < H && unit < H ? s.w_hh[((block.model * gates + gate) * H + from) * H + unit] : T{};
+    weights[local * plan.stride + k] = TENSOR ? kept_operand(weight) : weight;
   }
   block.for_items([&](int row, int unit, int i) {
     const int64_t at = block.place(0, row, unit).state(shape);

@@ -102,7 +102,7 @@ struct TensorCores {
     for (int row = warp(); row < w.segments * w.columns; row += warps()) {
       const T* from = row_of_weights(w, row / w.columns, row % w.columns);
       T* to = w.shared + row * (w.kept + padding);
-      for (int k = lane(); k < w.kept; k += warp_size) to[k] = k < w.units ? from[k] : T{};
+      for (int k = lane(); k < w.kept; k += warp_size) to[k] = k < w.units ? kept_operand(from[k]) : T{};
     }
   }
 
@@ -128,8 +128,8 @@ struct TensorCores {
         uint32_t b[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          b[i] = operand<T>(k < w.kept ? word(shared + g * gate_shared, k / in_word + i * 4)
-                                       : bounded(global + g * gate_global, k / in_word + i * 4, w.units));
+          b[i] = k < w.kept ? word(shared + g * gate_shared, k / in_word + i * 4)
+                            : operand<T>(bounded(global + g * gate_global, k / in_word + i * 4, w.units));
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
           float d[4];

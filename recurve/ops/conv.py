@@ -13,7 +13,7 @@ from torch import Tensor
 from recurve import _extension
 from recurve._backend import Backend, choose
 from recurve.ops import _conv_algorithms
-from recurve.ops._cuda import native_wins_convolution
+from recurve.ops._cuda import native_wins_convolution, refusal_convolution
 from recurve.ops.recurrent import widened
 
 Activation = Literal["none", "relu", "leaky_relu", "silu", "tanh", "sigmoid"]
@@ -81,6 +81,8 @@ def conv_block(
     options = (*geometry, groups, activation, pool, window)
     serves = _winograd_serves(x, weight, geometry, window)
     refusal = "no kernel of Winograd's algorithm for this geometry" if algorithm == "winograd" and not serves else None
+    if x.is_cuda:
+        refusal = refusal or refusal_convolution(x, geometry[1])
     convolve: Callable[..., Tensor] = F.conv2d
     if algorithm in _conv_algorithms.ALGORITHMS:
         convolve = partial(_conv_algorithms.convolve, algorithm)

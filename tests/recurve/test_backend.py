@@ -11,6 +11,7 @@ from cases import Block, Sequence, assert_close, assert_same, needs_kernels, ref
 
 import recurve
 from recurve import _backend, _extension, ops
+from recurve.ops._cuda import refusal_convolution
 
 ROOT = Path(__file__).parents[2]
 CALLS = [
@@ -231,3 +232,10 @@ def fused_calls(run):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     return sum(event.name == "recurve::sequence_forward" for event in profile.events())
+
+
+def test_images_beyond_what_kernels_count_are_refused_on_a_gpu():
+    images = torch.empty(2**15, 3, 182, 182, device="meta")
+    assert refusal_convolution(images[: 2**14], (0, 0)) is None
+    assert refusal_convolution(images, (0, 0)) == f"{2**15 * 182**2} pixels of a model are more than the kernels count"
+    assert refusal_convolution(images[:30000].expand(2, -1, -1, -1, -1), (4, 4)) is not None
