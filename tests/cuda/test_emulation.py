@@ -34,7 +34,7 @@ MANY, FEW = "40,232448,0", "10,232448,1"  # for blocks that share a model
 
 
 def checked(command: list[str], **environment: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"[-6000:]
     return done.stdout
 
@@ -54,18 +54,21 @@ def emulation(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def library(emulation, tmp_path_factory):
+def library(emulation):
     """The CUDA ops, compiled for the host."""
     if not _extension.has("lstm"):
         pytest.skip("needs the compiled extension")
-    folder = tmp_path_factory.mktemp("emulated")
+    folder = Path(emulation).parent
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ops = pool.submit(compiled, HERE / "emulated.cpp", folder, *TORCH, "-O0")
         objects = [*pool.map(lambda source: compiled(source, folder, *WATCHED), KERNELS), ops.result(), emulation]
-    target = str(folder / "emulated.so")
+    return linked(objects, folder / "emulated.so")
+
+
+def linked(objects: list[str], target: Path) -> str:
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    checked(["g++", "-shared", "-o", target, *objects, *libraries])
-    return target
+    checked(["g++", "-shared", "-o", str(target), *objects, *libraries])
+    return str(target)
 
 
 @pytest.fixture(scope="session")
@@ -203,3 +206,36 @@ def test_tensor_cores_round_float32_to_tf32(library, machine):
 @pytest.mark.parametrize("machine", [MANY, FEW], ids=["many", "few"])
 def test_tensor_cores_of_blocks_that_share_a_model(library, machine):
     passes(library, machine, "tests/recurve/tensor_cores.py", RECURVE_CUDA_DESIGN="grid")
+
+
+BARRIERS = {  # of a header: a source that has it; the design, machine and tests that reach its kernels
+    "recurrent.h": ("recurrent_double.cu", "block", f"{LARGE} {SMALL}", f"{OPS} -k float64_equals_the_reference", 24),
+    "grid.h": ("grid_double.cu", "grid", f"{MANY} {FEW}", f"{OPS} -k float64_equals_the_reference", 24),
+    "convolution.h": ("convolution_double.cu", "block", LARGE, "tests/recurve/test_ops_conv.py -k float64_equals", 16),
+    "convolution_tensor.h": (
+        "convolution_bfloat16.cu",
+        "block",
+        LARGE,
+        "tests/recurve/cuda_convolution.py -k 16_bit",
+        3,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("header", BARRIERS)
+def test_where_any_one_barrier_is_missing_a_race_is_found(library, header, tmp_path):
+    source, design, machines, tests, of = BARRIERS[header]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    place = tmp_path / "csrc" / "cuda" / header
+    whole = place.read_text()
+    barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", whole)]
+    assert barriers
+    others = [str(path) for path in Path(library).parent.glob("*.o") if path.name != f"{source}.o"]
+    for begin, end in barriers:
+        place.write_text(whole[:begin] + whole[end:])
+        broken = linked(
+            [compiled(place.parent / source, tmp_path, *WATCHED), *map(str, others)], tmp_path / "broken.so"
+        )
+        with pytest.raises(AssertionError, match=r"emulation returned \d: a (race|read of byte \d+ of shared memory)"):
+            passes(broken, machines, tests, of=of, RECURVE_CUDA_DESIGN=design)
