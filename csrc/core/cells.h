@@ -54,9 +54,14 @@ struct GruGates {
 };
 
 template <class V>
+RECURVE_INLINE V gru_new_state(V r, V n_input, V n_hidden) {
+  return tanh(n_input + r * n_hidden);
+}
+
+template <class V>
 RECURVE_INLINE GruGates<V> gru_activate(V pre_r, V pre_z, V n_input, V n_hidden) {
   const V r = sigmoid(pre_r);
-  return {r, sigmoid(pre_z), tanh(n_input + r * n_hidden)};
+  return {r, sigmoid(pre_z), gru_new_state(r, n_input, n_hidden)};
 }
 
 template <class V>

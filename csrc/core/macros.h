@@ -7,4 +7,5 @@
 // Internal linkage: the same function is compiled once per instruction set and must not be merged by the linker.
 #define RECURVE_INLINE static inline __attribute__((always_inline))
 #define RECURVE_INLINE_MEMBER inline __attribute__((always_inline))
+#define RECURVE_INLINE_LAMBDA __attribute__((always_inline))  // after its parameters
 #endif

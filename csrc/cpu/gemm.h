@@ -36,6 +36,28 @@ void pack_panel(const Gemm<T>& g, int64_t model, int64_t k0, int64_t K, int64_t 
   }
 }
 
+// Packs R columns of `a` as to[k][r]. A whole vector is written for each k and what is too much of it is written over
+// by the next; `available` columns are there to be read.
+template <class T, int R>
+void pack_columns(const T* a, int64_t a_column, int64_t available, int64_t K, T* to) {
+  constexpr int64_t width = (R + lanes<T> - 1) / lanes<T> * lanes<T>;
+  const int64_t whole = available < width ? 0 : K - 1;
+  for (int64_t k = 0; k < whole; ++k)
+    for (int64_t i = 0; i < width; i += lanes<T>) store(to + k * R + i, load(a + k * a_column + i));
+  for (int64_t k = whole; k < K; ++k) __builtin_memcpy(to + k * R, a + k * a_column, R * sizeof(T));
+}
+
+// Packs `rows` columns of `a` tile by tile, a few k at a time: what a tile leaves of a line, the next finds in the
+// cache.
+template <class T, int G>
+void pack_tiles(const T* a, int64_t a_column, int64_t rows, int64_t available, int64_t K, T* to) {
+  constexpr int64_t few = 64;
+  for (int64_t k = 0; k < K; k += few)
+    for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t m) {
+      pack_columns<T, R>(a + k * a_column + m, a_column, available - m, least(few, K - k), to + m * K + k * R);
+    });
+}
+
 // The panels of one model's b: the first vector of each row, and how far apart rows and panels are.
 template <class T>
 struct Panels {
@@ -53,19 +75,19 @@ void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t rows, int64
   const bool by_row = g.a_column == 1, adds = k0 > 0 || g.accumulate;
   T* c = g.c + model * g.c_batch + m0 * g.c_row;
   Scratch<T> columns(by_row ? 0 : rows * K);
-  if (!by_row)
-    for (int64_t k = 0; k < K; ++k) __builtin_memcpy(columns + k * rows, a + k * g.a_column, rows * sizeof(T));
+  if (!by_row) pack_tiles<T, G>(a, g.a_column, rows, g.M - m0, K, columns);
   for (int64_t p = p0; p < p1; ++p) {
     const T* panel = panels.first + p * panels.panel;
     const int64_t stride = panels.row;
     for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t m) {
+      for (int64_t r = m; r < m + R; ++r) prefetch<G>(c + r * g.c_row + p * width);
       Vector<T> acc[R][G] = {};
       if (by_row) {
         const T* a_rows[R];
         for (int r = 0; r < R; ++r) a_rows[r] = a + (m + r) * g.a_row;
         product<T, R, G>(acc, a_rows, panel, stride, K);
       } else {
-        product_by_column<T, R, G>(acc, columns + m, rows, panel, stride, K);
+        product_by_column<T, R, G>(acc, columns + m * K, R, panel, stride, K);
       }
       RECURVE_UNROLL
       for (int r = 0; r < R; ++r) {
@@ -91,7 +113,8 @@ void gemm_panels(const Gemm<T>& g, const Parallel& parallel) {
   constexpr int64_t width = G * lanes<T>;
   const int64_t panels = divide_up(g.N, width), chunks = most(1, divide_up(g.K, gemm_depth));
   const int64_t depth = most(1, divide_up(g.K, chunks));
-  const int64_t m_blocks = divide_up(g.M, gemm_rows), rows = divide_up(g.M, m_blocks);
+  const int64_t even_rows = divide_up(g.M, divide_up(g.M, gemm_rows));
+  const int64_t rows = divide_up(even_rows, most_rows<G>) * most_rows<G>, m_blocks = divide_up(g.M, rows);
   const int64_t wanted = divide_up(2 * parallel.threads, g.batch * m_blocks);
   const int64_t p_step = divide_up(panels, least(panels, wanted)), p_blocks = divide_up(panels, p_step);
   // Where a panel is b itself, or few rows use it, packing would not pay.

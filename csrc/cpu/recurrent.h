@@ -99,9 +99,29 @@ RECURVE_INLINE void for_unit_parts(int64_t hidden, int64_t width, const Parallel
   parallel_for(parallel, divide_up(hidden, part), [&](int64_t i) { f(i * part, least(hidden, (i + 1) * part)); });
 }
 
+// Calls f(at, row) for one vector of units of some rows: that from `unit` on, of rows [first, first + rows) of those
+// that `at` is the first of.
+template <class T, class Unit, class F>
+RECURVE_INLINE void for_each_row(Unit at, int64_t first, int64_t rows, int64_t unit, const F& f) {
+  const int64_t units = at.H - unit;
+  at.move(first, unit);
+  const auto all = [&](int64_t count) RECURVE_INLINE_LAMBDA {
+    for (int64_t r = 0; r < rows; ++r, at.move(1, 0)) {
+      at.count = count;
+      f(at, r);
+    }
+  };
+  if (units >= lanes<T>)
+    all(lanes<T>);  // a constant: loads and stores are of whole vectors
+  else
+    all(units);
+}
+
 // ---------------------------------------------------------------------------------------------------- forward
 //
-// A step runs in one or two stages: for each vector of units, the products of some gates, then what they lead to.
+// A step runs in one or two stages: for each vector of units, the products of some gates, then what they lead to. Where
+// an activation waits for others (activates_first, of one vector at a time), those of all rows are computed before: the
+// processor has the next row's to work on while one row's takes its time.
 
 // Packs (w_ih | w_hh) of a stage's gates for blocks of U vectors of units: panel[block][k][gate][u][lane], zero past H.
 template <class T, class Stage, int U>
@@ -135,32 +155,30 @@ struct ForwardUnit {
   const T *h_before, *c_before;
   int64_t H, count;
 
-  RECURVE_INLINE_MEMBER ForwardUnit moved(int64_t row, int64_t unit, const T* h_row, const T* c_row) const {
-    return {added + row * added_row + unit,
-            added_row,
-            part(gates, row * gates_row + unit),
-            gates_row,
-            part(aux, row * H + unit),
-            y + row * H + unit,
-            part(bias_n, unit),
-            h_row + unit,
-            part(c_row, unit),
-            H,
-            H - unit};
+  RECURVE_INLINE_MEMBER void move(int64_t rows, int64_t units) {
+    added += rows * added_row + units;
+    gates = part(gates, rows * gates_row + units);
+    aux = part(aux, rows * H + units);
+    y += rows * H + units;
+    bias_n = part(bias_n, units);
   }
 };
 
 struct LstmForward {
   static constexpr int first_gate = 0, gates = 4;
-  static constexpr bool splits = false;
+  static constexpr bool splits = false, activates_first = true;
+  template <class T>
+  static RECURVE_INLINE_MEMBER void activate_gates(const ForwardUnit<T>& at, Vector<T>* product) {
+    const LstmGates<Vector<T>> gate = lstm_activate<Vector<T>>(
+        {product[0] + load(at.added, at.count), product[1] + load(at.added + at.H, at.count),
+         product[2] + load(at.added + 2 * at.H, at.count), product[3] + load(at.added + 3 * at.H, at.count)});
+    product[0] = gate.i, product[1] = gate.f, product[2] = gate.g, product[3] = gate.o;
+  }
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
-                                           const Vector<T>* product, Vector<T>) {
+                                           const Vector<T>* gates, Vector<T>) {
     using V = Vector<T>;
-    const LstmGates<V> pre{product[0] + load(at.added, at.count), product[1] + load(at.added + at.H, at.count),
-                           product[2] + load(at.added + 2 * at.H, at.count),
-                           product[3] + load(at.added + 3 * at.H, at.count)};
-    const LstmGates<V> gate = lstm_activate(pre);
+    const LstmGates<V> gate{gates[0], gates[1], gates[2], gates[3]};
     const V c = lstm_cell_state(gate, load(at.c_before, at.count));
     if (s.keep) {
       store(at.gates, gate.i, at.count);
@@ -176,29 +194,34 @@ struct LstmForward {
 struct GruForward {
   static constexpr int first_gate = 0, gates = 3;
   static constexpr bool splits = true;  // of n, W x stays apart from U h
+  static constexpr bool activates_first = true;
+  template <class T>
+  static RECURVE_INLINE_MEMBER void activate_gates(const ForwardUnit<T>& at, Vector<T>* product) {
+    product[0] = sigmoid(product[0] + load(at.added, at.count));
+    product[1] = sigmoid(product[1] + load(at.added + at.H, at.count));
+  }
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
-                                           const Vector<T>* product, Vector<T> n_input) {
+                                           const Vector<T>* gates, Vector<T> n_input) {
     using V = Vector<T>;
-    V n_hidden = product[2];
+    V n_hidden = gates[2];
     if (at.bias_n != nullptr) n_hidden += load(at.bias_n, at.count);
-    const GruGates<V> gate =
-        gru_activate(product[0] + load(at.added, at.count), product[1] + load(at.added + at.H, at.count),
-                     n_input + load(at.added + 2 * at.H, at.count), n_hidden);
+    const V r = gates[0], z = gates[1];
+    const V n = gru_new_state(r, n_input + load(at.added + 2 * at.H, at.count), n_hidden);
     if (s.keep) {
-      store(at.gates, gate.r, at.count);
-      store(at.gates + at.H, gate.z, at.count);
-      store(at.gates + 2 * at.H, gate.n, at.count);
+      store(at.gates, r, at.count);
+      store(at.gates + at.H, z, at.count);
+      store(at.gates + 2 * at.H, n, at.count);
       store(at.aux, n_hidden, at.count);
     }
-    store(at.y, gru_hidden_state(gate.z, gate.n, load(at.h_before, at.count)), at.count);
+    store(at.y, gru_hidden_state(z, n, load(at.h_before, at.count)), at.count);
   }
 };
 
 // The gates of a GRU whose reset acts before the product: r, z and the state that n will see.
 struct GruBeforeGatesForward {
   static constexpr int first_gate = 0, gates = 2;
-  static constexpr bool splits = false;
+  static constexpr bool splits = false, activates_first = false;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>&, const ForwardUnit<T>& at,
                                            const Vector<T>* product, Vector<T>) {
@@ -212,7 +235,7 @@ struct GruBeforeGatesForward {
 
 struct GruBeforeStateForward {
   static constexpr int first_gate = 2, gates = 1;
-  static constexpr bool splits = false;
+  static constexpr bool splits = false, activates_first = false;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
                                            const Vector<T>* product, Vector<T>) {
@@ -225,7 +248,7 @@ struct GruBeforeStateForward {
 
 struct RnnForward {
   static constexpr int first_gate = 0, gates = 1;
-  static constexpr bool splits = false;
+  static constexpr bool splits = false, activates_first = false;
   template <class T>
   static RECURVE_INLINE_MEMBER void finish(const SequenceForward<T>& s, const ForwardUnit<T>& at,
                                            const Vector<T>* product, Vector<T>) {
@@ -352,17 +375,25 @@ void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* stat
         product<T, R, P>(acc, states + group + r0, panel + inputs * P * lanes<T>, P * lanes<T>, hidden);
         store_tile<T, R, P>(acc, sums + r0);
       });
-      const ForwardUnit<T> origin = first;  // a copy, which no store can be taken to change
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = group + r;
-        if (!rows.active[row]) continue;
-        for (int u = 0; u < U && unit0 + u * lanes<T> < origin.H; ++u) {
-          Vector<T> gate_products[GATES];
-          for (int g = 0; g < GATES; ++g) gate_products[g] = sums[r][g * U + u];
-          Stage::finish(s, origin.moved(row, unit0 + u * lanes<T>, rows.h_before[row], rows.c_before[row]),
-                        gate_products, split[Stage::splits ? r : 0][u]);
+      const auto for_vectors = [&](const auto& f) RECURVE_INLINE_LAMBDA {
+        for (int u = 0; u < U && unit0 + u * lanes<T> < hidden; ++u) {
+          const int64_t unit = unit0 + u * lanes<T>;
+          for_each_row<T>(first, group, count, unit, [&](ForwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
+            if (!rows.active[group + r]) return;
+            at.h_before = rows.h_before[group + r] + unit;
+            at.c_before = part(rows.c_before[group + r], unit);
+            f(at, r, u);
+          });
         }
-      }
+      };
+      if constexpr (Stage::activates_first)
+        for_vectors([&](const ForwardUnit<T>& at, int64_t r, int)
+                        RECURVE_INLINE_LAMBDA { Stage::activate_gates(at, sums[r]); });
+      for_vectors([&](const ForwardUnit<T>& at, int64_t r, int u) RECURVE_INLINE_LAMBDA {
+        Vector<T> gates[GATES];
+        for (int g = 0; g < GATES; ++g) gates[g] = sums[r][g * U + u];
+        Stage::finish(s, at, gates, split[Stage::splits ? r : 0][u]);
+      });
     });
   }
 }
@@ -485,22 +516,16 @@ struct BackwardUnit {
   const T *h_before, *c_before;
   int64_t H, count;
 
-  RECURVE_INLINE_MEMBER BackwardUnit moved(int64_t row, int64_t unit, const T* h_row, const T* c_row) const {
-    return {gates + row * gates_row + unit,
-            part(aux, row * H + unit),
-            y + row * H + unit,
-            part(dy, row * H + unit),
-            dgates + row * dgates_row + unit,
-            gates_row,
-            dgates_row,
-            dh_carry + row * H + unit,
-            part(dc_carry, row * H + unit),
-            part(dh_squares, row),
-            part(dc_squares, row),
-            part(h_row, unit),
-            part(c_row, unit),
-            H,
-            H - unit};
+  RECURVE_INLINE_MEMBER void move(int64_t rows, int64_t units) {
+    gates += rows * gates_row + units;
+    aux = part(aux, rows * H + units);
+    y += rows * H + units;
+    dy = part(dy, rows * H + units);
+    dgates += rows * dgates_row + units;
+    dh_carry += rows * H + units;
+    dc_carry = part(dc_carry, rows * H + units);
+    dh_squares = part(dh_squares, rows);
+    dc_squares = part(dc_squares, rows);
   }
 };
 
@@ -669,12 +694,16 @@ RECURVE_INLINE Vector<T> state_gradient(const BackwardUnit<T>& at, const RowStep
   return dh;
 }
 
-template <int G, class T>
-RECURVE_INLINE void prefetch_unit(const BackwardUnit<T>& at) {
-  for (int64_t g = 0; g < at.gates_row; g += at.H) prefetch<G>(at.gates + g);
-  if (at.aux != nullptr) prefetch<G>(at.aux);
-  if (at.dy != nullptr) prefetch<G>(at.dy);
-  prefetch<G>(at.c_before != nullptr ? at.c_before : at.h_before);
+// What the cells of R rows and G vectors of units will read.
+template <int R, int G, class T>
+RECURVE_INLINE void prefetch_units(BackwardUnit<T> at, const BackwardRows<T>& rows, int64_t row, int64_t unit) {
+  at.move(row, unit);
+  for (int r = 0; r < R; ++r, at.move(1, 0)) {
+    for (int64_t g = 0; g < at.gates_row; g += at.H) prefetch<G>(at.gates + g);
+    if (at.aux != nullptr) prefetch<G>(at.aux);
+    if (at.dy != nullptr) prefetch<G>(at.dy);
+    prefetch<G>((rows.has_cell() ? rows.c_before : rows.h_before)[row + r] + unit);
+  }
 }
 
 // The present step of all rows for units [begin, end): gradients of the state, then of the gates.
@@ -686,31 +715,24 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
   for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
     for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
       for_row_tiles<most_rows<G>>(count, [&]<int R>(int64_t r0) {
-        if (rows.step >= 0)
-          for (int64_t r = group + r0; r < group + r0 + R; ++r)
-            prefetch_unit<G>(first.moved(r, unit0, rows.h_before[r], rows.c_before[r]));
+        if (rows.step >= 0) prefetch_units<R, G>(first, rows, group + r0, unit0);
         Vector<T> acc[R][G] = {};
         if (rows.step < s.shape.steps - 1)
           product<T, R, G>(acc, rows.later_gates + group + r0, weights.panel(rows.model, unit0), G * lanes<T>,
                            weights.depth());
         store_tile<T, R, G>(acc, sums + r0);
       });
-      const BackwardUnit<T> origin = first;  // a copy, which no store can be taken to change
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = group + r;
-        const RowStep now = rows.now[row], later = rows.later[row];
-        const T *h_before = now.active ? rows.h_before[row] : nullptr,
-                *c_before = now.active ? rows.c_before[row] : nullptr;
-        for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
-          const BackwardUnit<T> at = origin.moved(row, unit0 + g * lanes<T>, h_before, c_before);
+      for (int g = 0; g < G && unit0 + g * lanes<T> < s.shape.hidden; ++g) {
+        const int64_t unit = unit0 + g * lanes<T>;
+        for_each_row<T>(first, group, count, unit, [&](BackwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
+          const RowStep now = rows.now[group + r], later = rows.later[group + r];
           const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, sums[r][g]);
-          if (!now.active) {
-            store(at.dh_carry, dh, at.count);
-            continue;
-          }
+          if (!now.active) return store(at.dh_carry, dh, at.count);
           if (at.dh_squares != nullptr) *at.dh_squares += sum_of_squares<T>(dh);
+          at.h_before = rows.h_before[group + r] + unit;
+          at.c_before = part(rows.c_before[group + r], unit);
           CellBackward::finish(s, at, dh);
-        }
+        });
       }
     });
   }
@@ -719,7 +741,8 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
 // Likewise of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
 template <class T, int G>
 void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
-  const BackwardUnit<T> origin = rows.origin();
+  const auto& s = rows.s;
+  const BackwardUnit<T> first = rows.origin();
   Vector<T> sums[group_rows][G];
   for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
     for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
@@ -728,15 +751,14 @@ void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& we
         product<T, R, G>(acc, rows.dn + group + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
         store_tile<T, R, G>(acc, sums + r0);
       });
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = group + r;
-        if (!rows.now[row].active) continue;
-        for (int g = 0; g < G && unit0 + g * lanes<T> < origin.H; ++g) {
-          const BackwardUnit<T> at = origin.moved(row, unit0 + g * lanes<T>, rows.h_before[row], nullptr);
-          const Vector<T> reset = load(at.gates, at.count);
-          store(at.dgates, sums[r][g] * load(at.h_before, at.count) * sigmoid_slope(reset), at.count);
+      for (int g = 0; g < G && unit0 + g * lanes<T> < s.shape.hidden; ++g) {
+        const int64_t unit = unit0 + g * lanes<T>;
+        for_each_row<T>(first, group, count, unit, [&](BackwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
+          if (!rows.now[group + r].active) return;
+          const Vector<T> reset = load(at.gates, at.count), h_before = load(rows.h_before[group + r] + unit, at.count);
+          store(at.dgates, sums[r][g] * h_before * sigmoid_slope(reset), at.count);
           store(at.dh_carry, load(at.dh_carry, at.count) + sums[r][g] * reset, at.count);
-        }
+        });
       }
     });
   }
