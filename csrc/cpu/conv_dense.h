@@ -191,7 +191,7 @@ void dense_backward(const DensePlan<T>& plan, const DenseScratch<T>& t, int64_t 
       for (int64_t g = 0; g < G; ++g) {
         const int64_t o = (plan.forward.blocks.first(block) + g) * lanes<T>;
         load_gradients(d, (image * s.outputs + group * grid.outputs + o) * pooled, least(lanes<T>, grid.outputs - o),
-                       t.gradients.get(), t.places.get());
+                       pooled, t.gradients.get(), t.places.get());
         for (int64_t i = 0; i < s.pooled(0); ++i) {
           const int64_t first = i * s.window[0];
           if (!s.keeps_enough()) convolve_rows<T, G>(plan.forward, x, weights, bias, first, s.window[0], t.pre.get());

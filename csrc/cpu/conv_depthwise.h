@@ -9,7 +9,7 @@
 namespace recurve {
 namespace {
 
-constexpr int depthwise_pixels = RECURVE_VECTOR_REGISTERS == 32 ? 12 : 6;  // that a weight, once loaded, serves
+constexpr int depthwise_pixels = 12;  // that a weight, once loaded, serves
 
 // to[i] = the i-th pixels of `count` planes, `plane` elements apart.
 template <class T>
@@ -211,7 +211,7 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
     for (int64_t b = part * images; b < least(s.batch, (part + 1) * images); ++b) {
       const int64_t image = model * s.batch + b, first = image * s.channels + block * lanes<T>;
       plan.pack(d.x + ((s.shared ? b : image) * s.channels + block * lanes<T>)*plane, block, t.x);
-      load_gradients(d, first * pooled, count, t.gradients.get(), t.places.get());
+      load_gradients(d, first * pooled, count, pooled, t.gradients.get(), t.places.get());
       for (int64_t i = 0; i < s.pooled(0); ++i) {
         for (int64_t r = 0; r < s.window[0] && !s.keeps_enough(); ++r)
           convolve_row(kernel, t.x.at((i * s.window[0] + r) * s.stride[0], 0), step, plan.columns, bias,

@@ -115,17 +115,17 @@ void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows
   }
 }
 
-// Gradients of y times the slopes that follow from it, for `count` channels from element `first` on, pixel by pixel,
-// and the places of the largest.
+// Gradients of y times the slopes that follow from it, for `count` channels and so many pixels from element `first` on,
+// pixel by pixel, and the places of the largest.
 template <class T>
-void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, T* gradients, T* places) {
+void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, int64_t pixels, T* gradients, T* places) {
   const ConvShape& s = d.shape;
-  const int64_t pooled = s.pooled(0) * s.pooled(1);
+  const int64_t plane = s.pooled(0) * s.pooled(1);
   typename BytesOf<T>::type bytes{};
-  for (int64_t p = 0; p < pooled; p += lanes<T>) {
+  for (int64_t p = 0; p < pixels; p += lanes<T>) {
     Vector<T> rows[lanes<T>] = {}, of_places[lanes<T>] = {};
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = first + k * pooled + p, left = pooled - p;
+      const int64_t at = first + k * plane + p, left = pixels - p;
       rows[k] = load(d.dy + at, left);
       if (!s.keeps_enough()) continue;
       const Vector<T> y = load(d.y + at, left);
@@ -135,10 +135,10 @@ void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, T* g
       of_places[k] = __builtin_bit_cast(Vector<T>, __builtin_convertvector(bytes, Places<T>));
     }
     transpose<T>(rows);
-    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(gradients + (p + k) * lanes<T>, rows[k]);
+    for (int64_t k = 0; k < least(lanes<T>, pixels - p); ++k) store(gradients + (p + k) * lanes<T>, rows[k]);
     if (!s.keeps_places()) continue;
     transpose<T>(of_places);
-    for (int64_t k = 0; k < least(lanes<T>, pooled - p); ++k) store(places + (p + k) * lanes<T>, of_places[k]);
+    for (int64_t k = 0; k < least(lanes<T>, pixels - p); ++k) store(places + (p + k) * lanes<T>, of_places[k]);
   }
 }
 
@@ -149,26 +149,33 @@ Vector<T> spread_row(const ConvShape& s, int64_t i, const T* pre, int64_t pre_pi
                      const T* gradients, const T* places, T* to, int64_t pitch, int64_t row) {
   const T share = s.pool == Pool::average ? T(1) / static_cast<T>(s.window[0] * s.window[1]) : T(1);
   Vector<T> sum = zero_vector<T>();
-  for (int64_t j = 0; j < s.pooled(1); ++j) {
-    const int64_t at = (i * s.pooled(1) + j) * lanes<T>;
-    const Vector<T> gradient = load(gradients + at) * share;
-    Places<T> best{};
-    if (s.keeps_places())
-      best = __builtin_bit_cast(Places<T>, load(places + at));
-    else if (s.pool == Pool::max)
-      pool_vectors(s.pool, s.window[0], s.window[1], pre + j * s.window[1] * pre_pitch, pre_row, pre_pitch, best,
-                   [&](Vector<T> v) { return activate(v, s.activation); });
-    for (int64_t k = 0; k < s.window[0] * s.window[1]; ++k) {
-      const int64_t r = k / s.window[1], c = j * s.window[1] + k % s.window[1];
-      Vector<T> own = s.pool == Pool::max ? (best == static_cast<int32_t>(k) ? gradient : zero_vector<T>()) : gradient;
-      if (!s.keeps_enough()) {
-        const Vector<T> v = load(pre + r * pre_row + c * pre_pitch);
-        own = own * activation_slope(v, activate(v, s.activation), s.activation);
-      }
-      store(to + r * row + c * pitch, own);
-      sum += own;
+  auto spread = [&](int64_t height, int64_t width) {
+    for (int64_t j = 0; j < s.pooled(1); ++j) {
+      const int64_t at = (i * s.pooled(1) + j) * lanes<T>;
+      const Vector<T> gradient = load(gradients + at) * share;
+      Places<T> best{};
+      if (s.keeps_places())
+        best = __builtin_bit_cast(Places<T>, load(places + at));
+      else if (s.pool == Pool::max)
+        pool_vectors(s.pool, height, width, pre + j * width * pre_pitch, pre_row, pre_pitch, best,
+                     [&](Vector<T> v) { return activate(v, s.activation); });
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t c = 0; c < width; ++c) {
+          Vector<T> own = gradient;
+          if (s.pool == Pool::max) own = best == static_cast<int32_t>(r * width + c) ? own : zero_vector<T>();
+          if (!s.keeps_enough()) {
+            const Vector<T> v = load(pre + r * pre_row + (j * width + c) * pre_pitch);
+            own = own * activation_slope(v, activate(v, s.activation), s.activation);
+          }
+          store(to + r * row + (j * width + c) * pitch, own);
+          sum += own;
+        }
     }
-  }
+  };
+  if (s.window[0] == 2 && s.window[1] == 2)
+    spread(2, 2);
+  else
+    spread(s.window[0], s.window[1]);
   return sum;
 }
 

@@ -216,6 +216,7 @@ struct Windows {
   int64_t weight_size;          // of one output channel
   int64_t down, across;         // elements from an output pixel to the one below and to the next
   int64_t places[256];          // of the pixels of a window
+  Scratch<int32_t> corners;     // (pooled rows and columns): places of the windows
   Scratch<T> weights;           // (E, O, kernel rows, weight_row) if dx is wanted
   bool finite;                  // all weights are
   int gathered;                 // vectors of channels whose gradients gather in registers; 0: gradients scatter
@@ -231,6 +232,7 @@ struct Windows {
         weight_size(d_.shape.kernel[0] * weight_row),
         down(d_.shape.stride[0] * row),
         across(d_.shape.stride[1] * pitch),
+        corners(d_.shape.pooled(0) * d_.shape.pooled(1)),
         weights(serves() && d_.dx != nullptr ? d_.shape.models * d_.shape.outputs * weight_size : 0),
         finite(true),
         gathered(vectors_to_gather()) {
@@ -238,6 +240,9 @@ struct Windows {
     if (!serves()) return;
     for (int64_t i = 0; i < s.window[0] * s.window[1]; ++i)
       places[i] = i / s.window[1] * down + i % s.window[1] * across;
+    for (int64_t i = 0; i < s.pooled(0); ++i)
+      for (int64_t j = 0; j < s.pooled(1); ++j)
+        corners[i * s.pooled(1) + j] = static_cast<int32_t>(i * s.window[0] * down + j * s.window[1] * across);
     if (d.dx == nullptr) return;
     finite = all_finite(d.weight, s.models * s.outputs * grid.depth);
     __builtin_memset(weights, 0, s.models * s.outputs * weight_size * sizeof(T));
@@ -322,27 +327,25 @@ struct Windows {
   T list(const T* y, const uint8_t* places_of, const T* dy, int64_t first, int64_t last, int64_t base,
          Gradients<T>& to) const {
     const ConvShape& s = d.shape;
-    const int64_t width = s.pooled(1), step = s.window[1] * across;
-    T sum = 0;
-    for (int64_t i = first; i < last; ++i) {
-      int32_t* place = to.place + to.count;
-      sum += multiply_slopes_of(y + i * width, dy + i * width, width, to.value + to.count);
-      const int32_t start = static_cast<int32_t>(base + i * s.window[0] * down);
-      const uint8_t* at = places_of + i * width;
-      if (s.window[0] == 2 && s.window[1] == 2)
-        for (int32_t j = 0; j < width; ++j)
-          place[j] = start + j * static_cast<int32_t>(step) + (at[j] >> 1) * static_cast<int32_t>(down) +
-                     (at[j] & 1) * static_cast<int32_t>(across);
-      else
-        for (int64_t j = 0; j < width; ++j) place[j] = static_cast<int32_t>(start + j * step + places[at[j]]);
-      to.count += width;
-    }
+    const int64_t width = s.pooled(1), start = first * width, count = (last - first) * width;
+    const uint8_t* at = places_of + start;
+    const int32_t* corner = corners + start;
+    int32_t* place = to.place + to.count;
+    const auto image_place = static_cast<int32_t>(base), below = static_cast<int32_t>(down);
+    const auto beside = static_cast<int32_t>(across);
+    if (s.window[0] == 2 && s.window[1] == 2)
+      for (int64_t j = 0; j < count; ++j)
+        place[j] = image_place + corner[j] + (at[j] >> 1) * below + (at[j] & 1) * beside;
+    else
+      for (int64_t j = 0; j < count; ++j) place[j] = static_cast<int32_t>(image_place + corner[j] + places[at[j]]);
+    const T sum = multiply_slopes_of(y + start, dy + start, count, to.value + to.count);
+    to.count += count;
     return sum;
   }
 
   // Drops zeros, and fills up with some to a multiple of 4.
   void compress(Gradients<T>& g) const {
-    if (vectors * d.shape.kernel[0] > 4 || d.dx != nullptr) {
+    if (vectors * d.shape.kernel[0] > 12 || (d.dx != nullptr && gathered == 0)) {
       int64_t count = 0;
       for (int64_t i = 0; i < g.count; ++i) {
         const T value = g.value[i];
@@ -358,7 +361,7 @@ struct Windows {
   void multiply(const Gradients<T>& g, const T* x, T* dweight) const {
     const int64_t apart = d.shape.dilation[0] * row;
     for_tiles(d.shape.kernel[0], vectors, [&]<int R, int V>(int64_t r, int64_t v) {
-      constexpr int S = R * V <= 2 ? 4 : R * V <= 5 ? 2 : 1;
+      constexpr int S = R * V <= 3 ? 4 : R * V <= 6 ? 2 : 1;
       add_outer_products<T, R, V, S>(g, x + r * apart + v * lanes<T>, apart, dweight + r * weight_row + v * lanes<T>,
                                      weight_row);
     });
@@ -400,8 +403,9 @@ struct Windows {
     Vector<T> sums = zero_vector<T>();
     for (int64_t j = 0; j < count; j += lanes<T>) {
       const Vector<T> kept = load(y + j, count - j);
-      store(values + j, load(dy + j, count - j) * activation_slope(kept, kept, d.shape.activation));
-      sums += load(values + j, count - j);
+      const Vector<T> value = load(dy + j, count - j) * activation_slope(kept, kept, d.shape.activation);
+      store(values + j, value);
+      sums += value;
     }
     T sum = 0;
     for (int64_t i = 0; i < lanes<T>; ++i) sum += sums[i];

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -97,12 +97,23 @@ RECURVE_INLINE void store_part(double* to, DoubleVector v, int64_t count) {
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
 }
 #else
+#if defined(__AVX2__)
+RECURVE_INLINE FloatVector load_part(const float* from, int64_t count) {
+  const Int32Vector lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (FloatVector)_mm256_maskload_ps(from, (__m256i)(lane < static_cast<int32_t>(count)));
+}
+RECURVE_INLINE DoubleVector load_part(const double* from, int64_t count) {
+  const Int64Vector lane = {0, 1, 2, 3};
+  return (DoubleVector)_mm256_maskload_pd(from, (__m256i)(lane < count));
+}
+#else
 template <class T>
 RECURVE_INLINE Vector<T> load_part(const T* from, int64_t count) {
   Vector<T> v{};
   for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
+#endif
 template <class T>
 RECURVE_INLINE void store_part(T* to, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
