@@ -1,14 +1,14 @@
 // The convolution block: convolution, bias, activation and pooling in one pass, and back.
 //
-// Where max pooling has kept which pixel of a window was the largest, only these pixels' gradients are multiplied; else
-// those of all pixels.
+// The backward pass goes by Winograd's algorithm where that is asked for and serves. Else, where max pooling has kept
+// which pixel of a window was the largest, only these pixels' gradients are multiplied; else those of all pixels.
 #pragma once
 
 #include "conv_dense.h"
 #include "conv_depthwise.h"
 #include "conv_forward.h"
 #include "conv_windows.h"
-#include "conv_winograd.h"
+#include "conv_winograd_backward.h"
 
 namespace recurve {
 namespace {
@@ -82,11 +82,35 @@ void sum_gradients(const ConvBackward<T>& d, const Grid& grid, int64_t weights, 
   });
 }
 
+// By Winograd's algorithm; returns false, and leaves the gradients to be computed, where values are too large for it.
+template <class T, int M>
+bool winograd_backward(const ConvBackward<T>& d, const Grid& grid, const Parallel& parallel) {
+  const ConvShape& s = d.shape;
+  const WinogradBackPlan<T, M> plan(d, grid, parallel);
+  const int64_t images = s.models * s.groups * s.batch;
+  Scratch<bool> moderate(images);
+  if (!plan.kernels.moderate) return false;
+  sum_gradients(
+      d, grid, grid.depth * plan.pitch, plan.pitch, parallel,
+      [&](int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
+        winograd_images(plan, model, group, first, last, dweight, dbias,
+                        moderate + (model * s.groups + group) * s.batch);
+      },
+      [&](int64_t o, int64_t k) { return k * plan.pitch + o; });
+  for (int64_t i = 0; i < images; ++i)
+    if (!moderate[i]) return false;
+  return true;
+}
+
 template <class T>
 void conv_backward(const ConvBackward<T>& d, const Parallel& parallel) {
   const ConvShape& s = d.shape;
   if (s.depthwise()) return depthwise_backward(d, parallel);
   const Grid grid(s);
+  if (d.winograd && winograd_back_serves<T>(s, grid) &&
+      (winograd_tile(s, grid) == 2 ? winograd_backward<T, 2>(d, grid, parallel)
+                                   : winograd_backward<T, 4>(d, grid, parallel)))
+    return;
   const Windows<T> windows(d, grid);
   if (windows.serves() && windows.finite && may_skip_zeros(d, parallel)) {
     sum_gradients(

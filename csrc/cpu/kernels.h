@@ -118,9 +118,10 @@ struct ConvBackward {
   const T* y;             // as the forward pass left them; read if the shape keeps enough
   const uint8_t* places;  // if the shape keeps places
   const T* dy;
-  T* dx;       // (E, B, C, H, W), or null
-  T* dweight;  // like weight, or null
-  T* dbias;    // (E, O), or null
+  T* dx;          // (E, B, C, H, W), or null
+  T* dweight;     // like weight, or null
+  T* dbias;       // (E, O), or null
+  bool winograd;  // by Winograd's algorithm where that pays, else directly
 };
 
 // A run of multiplications and additions for their own sake: x <- factor x + summand in independent chains.

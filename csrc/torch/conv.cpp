@@ -39,6 +39,7 @@ ConvKept run_forward(const ConvInputs& in, bool keep) {
   return kept;
 }
 
+template <bool WINOGRAD>
 ConvGradients run_backward(const ConvInputs& in, const Tensor& dy, const Tensor& y, const Tensor& places, bool need_x,
                            bool need_weight) {
   const ConvShape& s = in.shape;
@@ -47,7 +48,7 @@ ConvGradients run_backward(const ConvInputs& in, const Tensor& dy, const Tensor&
     kernels<scalar_t>().conv_backward(
         {s, data<scalar_t>(in.x), data<scalar_t>(in.weight), data<scalar_t>(in.bias), data<scalar_t>(y),
          data<uint8_t>(places), data<scalar_t>(dy), writable<scalar_t>(d.x), writable<scalar_t>(d.weight),
-         writable<scalar_t>(d.bias)},
+         writable<scalar_t>(d.bias), WINOGRAD},
         torch_parallel());
   });
   return d;
@@ -60,7 +61,6 @@ auto& op(const char* name) {
   return handle;
 }
 
-// The gradients are the same, whichever algorithm computed the output.
 template <bool WINOGRAD>
 struct ConvFunction : torch::autograd::Function<ConvFunction<WINOGRAD>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -86,7 +86,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction<WINOGRAD>> {
     auto numbers = [&](const char* name) { return ctx->saved_data[name].toIntVector(); };
     const bool need_x = ctx->needs_input_grad(0), need_weight = ctx->needs_input_grad(1);
     auto run = [&] {
-      return op<decltype(conv_block_backward<run_backward>)>("recurve::conv_block_backward")
+      return op<decltype(conv_block_backward<run_backward<WINOGRAD>>), WINOGRAD>(
+                 WINOGRAD ? "recurve::conv_block_winograd_backward" : "recurve::conv_block_backward")
           .call(d[0], s[0], s[1], s[2].defined() ? OptionalTensor(s[2]) : std::nullopt, s[3], s[4], numbers("stride"),
                 numbers("padding"), numbers("dilation"), ctx->saved_data["groups"].toInt(),
                 ctx->saved_data["activation"].toStringRef(), ctx->saved_data["pool"].toStringRef(), numbers("window"),
@@ -125,14 +126,16 @@ Tensor conv_block_autograd(const Tensor& x, const Tensor& weight, const Optional
 #define RECURVE_CALL "Tensor x, Tensor weight, Tensor? bias"
 #define RECURVE_OPTIONS \
   "int[2] stride, int[2] padding, int[2] dilation, int groups, str activation, str pool, int[2] pool_size"
+#define RECURVE_BACK \
+  "Tensor dy, " RECURVE_CALL ", Tensor y, Tensor places, " RECURVE_OPTIONS ", bool need_x, bool need_weight"
 
 TORCH_LIBRARY_FRAGMENT(recurve, m) {
   m.def("conv_block(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> Tensor");
   m.def("conv_block_forward(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> (Tensor, Tensor)");
   m.def("conv_block_winograd(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> Tensor");
   m.def("conv_block_winograd_forward(" RECURVE_CALL ", " RECURVE_OPTIONS ") -> (Tensor, Tensor)");
-  m.def("conv_block_backward(Tensor dy, " RECURVE_CALL ", Tensor y, Tensor places, " RECURVE_OPTIONS
-        ", bool need_x, bool need_weight) -> (Tensor, Tensor, Tensor)");
+  m.def("conv_block_backward(" RECURVE_BACK ") -> (Tensor, Tensor, Tensor)");
+  m.def("conv_block_winograd_backward(" RECURVE_BACK ") -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(recurve, CPU, m) {
@@ -140,7 +143,8 @@ TORCH_LIBRARY_IMPL(recurve, CPU, m) {
   m.impl("conv_block_forward", conv_block_forward<run_forward<false>>);
   m.impl("conv_block_winograd", conv_block<run_forward<true>>);
   m.impl("conv_block_winograd_forward", conv_block_forward<run_forward<true>>);
-  m.impl("conv_block_backward", conv_block_backward<run_backward>);
+  m.impl("conv_block_backward", conv_block_backward<run_backward<false>>);
+  m.impl("conv_block_winograd_backward", conv_block_backward<run_backward<true>>);
 }
 
 TORCH_LIBRARY_IMPL(recurve, Autograd, m) {

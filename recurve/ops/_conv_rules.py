@@ -15,12 +15,14 @@ from recurve.ops._aliases import alias
 
 def register() -> None:
     """Attach the rules to the compiled ops."""
-    for op in filter(_extension.has, ("conv_block", "conv_block_winograd")):
+    for op in ("conv_block", "conv_block_winograd"):
+        if not _extension.has(f"{op}_backward"):
+            continue
         torch.library.register_fake(f"recurve::{op}", _fake)
         torch.library.register_fake(f"recurve::{op}_forward", _fake_forward)
         torch.library.register_vmap(f"recurve::{op}", partial(_vmap, op))
-    torch.library.register_fake("recurve::conv_block_backward", _fake_backward)
-    torch.library.register_autograd("recurve::conv_block_backward", _double_backward, setup_context=_keep_inputs)
+        torch.library.register_fake(f"recurve::{op}_backward", _fake_backward)
+        torch.library.register_autograd(f"recurve::{op}_backward", _double_backward, setup_context=_keep_inputs)
 
 
 def _fake(

@@ -87,9 +87,9 @@ def conv_block(
     if algorithm in _conv_algorithms.ALGORITHMS:
         convolve = partial(_conv_algorithms.convolve, algorithm)
     if algorithm in KERNELS:
-        slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool)
+        winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight))
+        slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool, winograd)
         if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED.get(algorithm, "auto")) == "fused":
-            winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight))
             return _fused("conv_block_winograd" if winograd else "conv_block", x, weight, bias, options)
     return _chain(convolve, x, weight, bias, *options)
 
@@ -166,11 +166,13 @@ def _padded(
     return x, (total[0] // 2, total[1] // 2)
 
 
-def _native_wins(x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, activation: str, pool: str) -> bool:
+def _native_wins(
+    x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, activation: str, pool: str, winograd: bool
+) -> bool:
     """Whether torch's own ops were measured to be faster.
 
-    On the CPU, in training, where all pixels have a gradient: with strides, kernels of 1 x 1 or large ones, and where
-    the slopes need the sum over many channels a second time.
+    On the CPU, in training, where all pixels have a gradient and Winograd's algorithm does not give it: with strides,
+    kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a second time.
     """
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if weight.dim() != 4 or x.dim() != 4:
@@ -181,6 +183,8 @@ def _native_wins(x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, 
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
     again = activation == "silu" or (pool == "average" and activation != "none")
+    if winograd and not again:
+        return False
     depth, taps = weight[0].numel(), weight.shape[-2] * weight.shape[-1]
     return tuple(stride) != (1, 1) or depth > (300 if again else 600) or (taps == 1 and pool == "none")
 
@@ -189,7 +193,8 @@ def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]
     """Whether there is a kernel of Winograd's algorithm: it works on tiles of 2 or 4 rows, in whole windows."""
     stride, _, dilation = geometry
     plain = (*weight.shape[-2:], *stride, *dilation) == (3, 3, 1, 1, 1, 1) and weight.shape[-3] > 1
-    return x.device.type == "cpu" and plain and window[0] in (1, 2, 4) and _extension.has("conv_block_winograd")
+    built = x.device.type == "cpu" and _extension.has("conv_block_winograd_backward")
+    return built and plain and window[0] in (1, 2, 4)
 
 
 def _winograd_wins(x: Tensor, weight: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Block, assert_close, needs_kernels, normal, results
+from cases import Block, assert_close, assert_same, needs_kernels, normal, results
 
 import recurve
 from recurve import ops
@@ -100,6 +100,18 @@ WINOGRAD = {
     "shared": Block(models=3, channels=9, outputs=6, shared=True, no_bias=True),
     "strips over images": Block(channels=8, outputs=8, size=(8, 8), batch=41, options={"padding": 1}),
     "empty": Block(batch=0),
+    # Whose gradients go by Winograd's algorithm too: those of all pixels, and of many channels.
+    "all pixels of many": Block(
+        channels=19, outputs=37, size=(21, 34), batch=2, options={"pool": "none", "padding": 1}
+    ),
+    "all pixels of few": Block(channels=3, outputs=9, size=(5, 61), options={"pool": "none", "padding": (2, 0)}),
+    "mean": Block(channels=9, outputs=5, options={"pool": "average", "activation": "none", "padding": 2}),
+    "mean of a part": Block(channels=9, size=(19, 13), options={"pool": "average", "activation": "none"}),
+    "groups of all": Block(channels=6, outputs=34, options={"groups": 2, "padding": 1, "pool": "none"}),
+    "ensemble of all": Block(models=3, channels=9, batch=18, options={"padding": 1, "pool": "none"}),
+    "shared by all": Block(models=3, channels=9, shared=True, no_bias=True, options={"pool": "none"}),
+    "strips of all": Block(channels=64, size=(30, 30), batch=17, options={"pool": "none", "activation": "leaky_relu"}),
+    "largest of many": Block(channels=32, outputs=37, size=(21, 18), batch=2, options={"padding": 1}),
 }
 
 
@@ -127,21 +139,55 @@ def test_what_is_not_finite_does_not_spread_over_winograds_tiles(where, value, g
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10, equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [(18, 18), (5, 9)], ids=["4x4", "2x2"])
+@pytest.mark.parametrize("channels", [8, 64])
 @needs_kernels
-def test_winograds_kernel_gives_the_same_bits_on_any_number_of_threads(generator):
-    case = Block(channels=16, outputs=16, size=(30, 30), batch=5, options={"padding": 1})
+def test_the_error_of_winograds_gradients_is_bounded(size, channels, generator):
+    """In float32, in units of the direct sums' own error."""
+    options = {"activation": "none", "pool": "none", "padding": 1}
+    case = Block(batch=8, channels=channels, outputs=16, size=size, options=options)
+    single = {name: t.float() for name, t in case.tensors(generator).items()}
+    exact = results(ops.conv_block_reference, {name: t.double() for name, t in single.items()}, options)
+    by = {a: results(ops.conv_block, single, options | {"algorithm": a}) for a in ("winograd", "native")}
+    for name in ("gradient of x", "gradient of weight"):
+        error = {a: (found[name] - exact[name]).norm() / exact[name].norm() for a, found in by.items()}
+        assert 0 < error["winograd"] <= 30 * max(error["native"], 1e-7)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300], ids=str)
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+@needs_kernels
+def test_gradients_of_what_is_not_finite_are_those_of_the_direct_sum(where, value, generator):
+    case = Block(channels=9, outputs=8, size=(18, 14), batch=3, options={"padding": 1, "activation": "none"})
+    tensors = case.tensors(generator) | {"dy": normal((3, 8, 18, 14), generator)}
+    tensors[where][1, 2, 1, 1] = value
+
+    def gradients(algorithm):
+        leaves = [tensors[name].clone().requires_grad_() for name in ("x", "weight", "bias")]
+        y = ops.conv_block(*leaves, **case.options | {"pool": "none"}, algorithm=algorithm)
+        return torch.autograd.grad(y, leaves, tensors["dy"])
+
+    for found, expected in zip(gradients("winograd"), gradients("direct"), strict=True):
+        assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize("pool", ["max", "none"])
+@pytest.mark.parametrize("value", [1, 1e30], ids=str)
+@needs_kernels
+def test_winograds_kernel_gives_the_same_bits_on_any_number_of_threads(value, pool, generator):
+    case = Block(channels=32, outputs=32, size=(30, 30), batch=5, options={"padding": 1, "pool": pool})
     tensors = {name: t.float() for name, t in case.tensors(generator).items()}
-    tensors["x"][3, 2, 7, 5] = torch.inf
+    tensors["x"][3, 2, 7, 5] = value
     found = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            found.append(ops.conv_block(**tensors, **case.options, algorithm="winograd"))
+            found.append(results(ops.conv_block, tensors, case.options | {"algorithm": "winograd"}))
         finally:
             torch.set_num_threads(before)
     for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0, equal_nan=True)
+        assert_same(other, found[0])
 
 
 @needs_kernels

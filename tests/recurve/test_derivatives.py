@@ -144,15 +144,18 @@ def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep
             )
 
 
+@pytest.mark.parametrize("name", ["conv_block", "conv_block_winograd"])
 @pytest.mark.parametrize("case", [c for c in CALLS if isinstance(c, Block)], ids=str)
-def test_the_backward_of_the_block_keeps_the_rules_of_the_dispatcher(case, generator):
+def test_the_backward_of_the_block_keeps_the_rules_of_the_dispatcher(case, name, generator):
+    if name == "conv_block_winograd" and "groups" in case.options:
+        pytest.skip("Winograd's algorithm does not serve depthwise convolutions")
     inputs = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in dispatcher_call(case, generator))
-    forward = torch.ops.recurve.conv_block_forward
+    forward, backward = (getattr(torch.ops.recurve, f"{name}_{way}") for way in ("forward", "backward"))
     torch.library.opcheck(forward.default, inputs, test_utils=("test_schema", "test_faketensor"))
     y, places = forward(*inputs)
     for need in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
-            torch.ops.recurve.conv_block_backward.default,
+            backward.default,
             (torch.ones_like(y), *inputs[:3], y, places, *inputs[3:], *need),
             test_utils=BACKWARD_TESTS,
         )
