@@ -35,10 +35,14 @@ class Optimizer:
         """Move all parameters."""
         scale = self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
         self._steps.add_(1)
+        self.begin()
         for parameter, kept, rate in self._kept:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
                 self.update(parameter, gradient, kept, rate * scale)
+
+    def begin(self) -> None:
+        """Compute what the updates of one step share."""
 
     def update(
         self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
@@ -52,15 +56,19 @@ class Adam(Optimizer):
     slots = 2
     MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 
+    def begin(self) -> None:
+        steps = self._steps.double()
+        self._mean_share = 1 - self.MEAN_DECAY**steps
+        self._root_share = (1 - self.SQUARE_DECAY**steps).sqrt()
+
     def update(
         self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
     ) -> None:
         mean, square = kept
-        mean_share, square_share = (1 - decay ** self._steps.double() for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
         mean.lerp_(gradient, 1 - self.MEAN_DECAY)
         square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-        scale = (square.sqrt() / square_share.sqrt()).add_(self.EPSILON)
-        parameter.sub_(mean / scale * (rate / mean_share))
+        scale = square.sqrt().div_(self._root_share).add_(self.EPSILON)
+        parameter.sub_((mean / scale).mul_(rate / self._mean_share))
 
 
 class AdamW(Adam):

@@ -75,6 +75,8 @@ class Ensemble:
         for task, configuration in zip(self.tasks, configurations, strict=True):
             models.append(fresh_model(task, configuration.seed))
         self._model = models[0]
+        names = list(self._model.named_parameters(remove_duplicate=False))
+        self._tied = len(names) > len(list(self._model.parameters()))  # asked once: it takes a tenth of a small step
         self._order = [stream(c.seed, "order") for c in configurations]
         self._augmentation = [stream(c.seed, "augmentation") for c in configurations]
         self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
@@ -141,13 +143,14 @@ class Ensemble:
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One training step of every model; their losses (E,)."""
-        self._model.train()
+        if not self._model.training:
+            self._model.train()
         return (self._replayed or self._step)(inputs, targets)
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         for parameter in self._parameters.values():
             parameter.grad = None  # a recording that failed may have left one
-        losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
+        losses = self._of_all(self._loss)(self._parameters, self._buffers, inputs, targets)
         losses.sum().backward()
         if self._clips:
             _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
@@ -164,20 +167,30 @@ class Ensemble:
         rows = max(self.batch_size, PREDICT_ROWS // len(inputs))
         outputs = joined(
             [
-                torch.vmap(self._outputs)(self._average.values, torch.stack(part))
+                self._of_all(self._outputs)(self._average.values, torch.stack(part))
                 for part in zip(*(of_task.split(rows) for of_task in inputs), strict=True)
             ],
             dim=1,
         )
-        losses = torch.vmap(self.tasks[0].loss)(outputs, torch.stack(targets)).cpu()
+        losses = self._of_all(self.tasks[0].loss)(outputs, torch.stack(targets)).cpu()
         return losses, [tree_map(lambda t, member=member: t[member].cpu(), outputs) for member in range(len(inputs))]
 
     def predictor(self, member: int) -> Trained:
         """One model as it is now, with its averaged weights where the settings ask for averaging."""
         return Trained(self._model, {name: tensor[member].detach() for name, tensor in self._average.values.items()})
 
+    def _of_all(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of one model as one of stacked models; a single model is spared the milliseconds of `vmap`."""
+        if len(self.tasks) > 1:
+            return torch.vmap(function)
+
+        def of_one(*stacked: Any) -> Any:
+            return tree_map(lambda t: t.unsqueeze(0), function(*tree_map(lambda t: t.squeeze(0), stacked)))
+
+        return of_one
+
     def _outputs(self, state: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> Any:
-        return functional_call(self._model, dict(state), (inputs,))
+        return functional_call(self._model, dict(state), (inputs,), tie_weights=self._tied)
 
     def _loss(
         self,
@@ -186,7 +199,7 @@ class Ensemble:
         inputs: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        return self.tasks[0].loss(functional_call(self._model, (parameters, buffers), (inputs,)), targets)
+        return self.tasks[0].loss(self._outputs(parameters | buffers, inputs), targets)
 
 
 class Trained:

@@ -38,10 +38,12 @@ class Runs:
     """All seeds of a study's baseline: same data, order, augmentation, optimizer and validation on both sides.
 
     Left out is what is the same code on both sides, once per run: making the data, and the evaluation at the end.
+    `whole` is one epoch of the quick preset's data; else they are few, so that a block takes seconds.
     """
 
     study: str
     seeds: int
+    whole: bool = False
 
     @property
     def group(self) -> str:
@@ -49,7 +51,7 @@ class Runs:
 
     @property
     def shape(self) -> str:
-        return f"{self.study}-E{self.seeds}"
+        return f"{self.study}-E{self.seeds}" + ("-epoch" if self.whole else "")
 
     @property
     def flops(self) -> int:
@@ -85,7 +87,7 @@ class Runs:
     @property
     def _settings(self) -> dict[str, Any]:
         study = studies.load(self.study)
-        return study.settings("quick", study.baseline) | FEWER[self.study]
+        return study.settings("quick", study.baseline) | ({"epochs": 1} if self.whole else FEWER[self.study])
 
     def _task(self, seed: int) -> Task:
         return studies.load(self.study).task(self._settings, seed)

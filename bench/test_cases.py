@@ -13,7 +13,7 @@ from bench.cases import Case, name_of, parse
 from bench.declared import cases
 from bench.runs import Runs
 
-RUNS = [Runs("epidemic", 32), Runs("vision", 8), Runs("vision", 1)]  # the last: an epoch of one model
+RUNS = [Runs("epidemic", 32), Runs("vision", 8), Runs("vision", 1, whole=True)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
