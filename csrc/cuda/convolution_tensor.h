@@ -107,15 +107,16 @@ __global__ void __launch_bounds__(conv_threads, 4) convolve_on_tensor_cores(cons
     __syncthreads();  // the piece before has been read
     if (threadIdx.x < depth_step)
       factors.elements[threadIdx.x] = element_of(begin + threadIdx.x, c.inputs, c.rows, c.columns);
+    __syncthreads();
     for (int i = threadIdx.x; i < factors.rows * depth_step; i += conv_threads) {
-      const int o = i / depth_step, k = begin + i % depth_step;
-      const bool is_weight = o < work.outputs && k < depth;
-      factors.a[o * factors.stride + i % depth_step] =
-          is_weight
-              ? weight[o * c.weight_output + k / taps * c.weight_input + (c.flipped ? taps - 1 - k % taps : k % taps)]
+      const int o = i / depth_step, k = i % depth_step;
+      const Element& element = factors.elements[k];
+      const int tap = element.row * c.columns.taps + element.column;
+      factors.a[o * factors.stride + k] =
+          o < work.outputs && element.channel >= 0
+              ? weight[o * c.weight_output + element.channel * c.weight_input + (c.flipped ? taps - 1 - tap : tap)]
               : T{};
     }
-    __syncthreads();
     for (int word = threadIdx.x / tile_columns; word < piece_words; word += conv_threads / tile_columns)
 #pragma unroll
       for (int i = 0; i < in_word<T>; ++i) {
