@@ -23,10 +23,12 @@ def notebook(sections: Sequence[Section], preset: str, runs: Path, notes: Sequen
     cells = [
         new_markdown_cell("\n\n".join(["# What did each design choice change?", f"Preset `{preset}`.", *notes])),
         new_code_cell(
+            "from pathlib import Path\n\n"
             "from ablations.records import Records\n"
             "from ablations.report import figures\n"
             "from ablations.report.evidence import gather\n\n"
-            f"records = Records({runs.as_posix()!r})"
+            f"places = [{runs.as_posix()!r}, {runs.name!r}]  # of the runs folder: as at first, or beside this notebook\n"
+            "records = Records(next((place for place in places if Path(place).is_dir()), places[0]))"
         ),
     ]
     for section in sections:

@@ -59,12 +59,11 @@ def shift_maps(table: pd.DataFrame, declaration: Mapping[str, Any], factor: str)
 def augmentation_samples(samples: Mapping[str, np.ndarray]) -> Figure:
     """Images (N, C, H, W), uint8, in rows by name."""
     count = min(MOST_IMAGES, *(len(images) for images in samples.values()))
-    figure = Figure(figsize=(WIDTH, 0.2 + 0.78 * len(samples)))
-    panels = figure.subplots(len(samples), count, squeeze=False)
-    for row, (name, images) in zip(panels, samples.items(), strict=True):
-        for axes, image in zip(row, images, strict=False):
-            _show(axes, image)
-        row[0].set_ylabel(wrapped(name, 12), rotation=0, ha="right", va="center")
+    figure = Figure(figsize=(WIDTH, 0.2 + 0.72 * len(samples)), layout="compressed")
+    panels = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
+    for axes, (name, images) in zip(panels, samples.items(), strict=True):
+        _show(axes, images[:count])
+        axes.set_ylabel(wrapped(name, 12), rotation=0, ha="right", va="center")
     return figure
 
 
@@ -258,8 +257,11 @@ def gabor_fits(learned: np.ndarray) -> list[tuple[np.ndarray, float]]:
     return [fit_gabor(kernel.astype(float)) for kernel in learned.mean(axis=1)[:MOST_KERNELS]]
 
 
-def _show(axes: Any, image: np.ndarray) -> None:
-    axes.imshow(image.transpose(1, 2, 0), cmap=mpl.colormaps["gray"], vmin=0, vmax=255)
+def _show(axes: Any, images: np.ndarray) -> None:
+    """Images (N, C, H, W) side by side, a gap of a tenth of their width between them."""
+    gap = max(1, images.shape[-1] // 10)
+    strip = np.concatenate(np.pad(images, ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=255), axis=-1)[..., :-gap]
+    axes.imshow(strip.transpose(1, 2, 0), cmap=mpl.colormaps["gray"], vmin=0, vmax=255)
     _bare(axes)
 
 

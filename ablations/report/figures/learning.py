@@ -66,7 +66,7 @@ def targets(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
             steps = {"step": "post", "color": colours[name]}
             axes.fill_between(line["time"], 100 * line["low"], 100 * line["high"], alpha=0.13, lw=0, **steps)
             axes.step(line["time"], 100 * line["share"], where="post", color=colours[name], lw=1.8, label=name)
-        axes.set_title(heading(factor["label"]))
+        axes.set_title(wrapped(heading(factor["label"]), 44 if columns_of(len(factors)) < 3 else 24))
         legend_of_levels(axes)
         axes.set_ylim(-3, 103)
     label_panels(panels, len(factors), "Epoch", "Runs at the target (%)")
@@ -78,13 +78,18 @@ def panels_by_factor(
 ) -> tuple[list[Mapping[str, Any]], np.ndarray, Figure]:
     """The factors with several levels, an array of panels for them, and the figure; spare panels are hidden."""
     factors = [f for f in declaration["factors"] if len(present_levels(data, f)) > 1] or declaration["factors"][:1]
-    columns = min(len(factors), 2 if len(factors) != 3 else 3)
+    columns = columns_of(len(factors))
     rows = math.ceil(len(factors) / columns)
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.6 * rows))
+    figure = Figure(figsize=(WIDTH, 0.4 + (2.6 if columns < 3 else 1.9) * rows))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.ravel()[len(factors) :]:
         axes.set_visible(False)
     return factors, panels.ravel(), figure
+
+
+def columns_of(panels: int) -> int:
+    """So that many panels still fit a page."""
+    return min(panels, 2 if panels in (2, 4) else 3)
 
 
 def legend_of_levels(axes: Axes) -> None:
@@ -96,11 +101,11 @@ def legend_of_levels(axes: Axes) -> None:
 
 def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -> None:
     """Write axis labels at the left and below, once."""
-    columns = min(factors, 2 if factors != 3 else 3)
+    columns = columns_of(factors)
     grid = panels.reshape(-1, columns)
     panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[:, 0]:
-        axes.set_ylabel(y_label)
+        axes.set_ylabel(y_label if columns < 3 else wrapped(y_label, 26))
     for column in grid.T:
         lowest = [axes for axes in column if axes.get_visible()][-1]
         lowest.tick_params(labelbottom=True)
@@ -126,7 +131,7 @@ def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, 
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], ls=styles[name], lw=1.8, label=name)
-        axes.set_title(heading(factor["label"]))
+        axes.set_title(wrapped(heading(factor["label"]), 44 if columns_of(len(factors)) < 3 else 24))
         legend_of_levels(axes)
     if logarithmic:
         panels[0].set_yscale("log")
