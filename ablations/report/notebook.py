@@ -27,7 +27,7 @@ def notebook(sections: Sequence[Section], preset: str, runs: Path, notes: Sequen
             "from ablations.records import Records\n"
             "from ablations.report import figures\n"
             "from ablations.report.evidence import gather\n\n"
-            f"places = [{runs.as_posix()!r}, {runs.name!r}]  # of the runs folder: as at first, or beside this notebook\n"
+            f"places = [{runs.as_posix()!r}, {runs.name!r}]  # of the runs: as at first, or beside this notebook\n"
             "records = Records(next((place for place in places if Path(place).is_dir()), places[0]))"
         ),
     ]
