@@ -58,7 +58,8 @@ def seed_pairs(
 ) -> pd.DataFrame:
     """The pairs of runs behind one row of `effects`: by seed, the values `level` and `baseline` and each run's key."""
     factors = [f["name"] for f in declaration["factors"] if f["name"] in runs]
-    mine = one_factor_runs(runs[[*factors, "seed", "status", "key", response["name"]]], declaration, factor)
+    columns = [*factors, "seed", "status", "key", response["name"]]  # the last is absent where every run failed early
+    mine = one_factor_runs(runs.reindex(columns=columns), declaration, factor)
     first = next(f["levels"][0]["name"] for f in declaration["factors"] if f["name"] == factor)
     sides = {"level": mine[mine["level"] == level], "baseline": mine[mine["level"] == first]}
     measure = response.get("measure", "difference")

@@ -1,5 +1,6 @@
 """Claims of the whole report: needs the records alone, says what it cannot conclude, comes out the same twice."""
 
+import json
 import os
 import re
 import subprocess
@@ -250,6 +251,15 @@ def test_diverged_level_is_named_and_gets_no_verdict_from_its_numbers(tmp_path, 
     page = (tmp_path / "out" / "index.html").read_text()
     assert "loss is NaN after 3 steps" in page
     assert "0 of 3" in page
+
+
+def test_runs_that_failed_before_any_response_are_told_although_they_left_curves(tmp_path, quick_build):
+    records = Records(tmp_path / "runs")
+    write(records, [BASE, LSTM])
+    for path in records.root.glob("*/*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "responses": {}}))
+    summary = quick_build(records, tmp_path / "out", "quick")
+    assert "No run finished, so nothing can be concluded." in "\n".join(summary.lines)
 
 
 def test_unknown_study_is_an_error_that_names_it(tmp_path, quick_build):
