@@ -16,7 +16,7 @@ import numpy as np
 from ablations.data import series
 from ablations.design import DataError, Expected, Factor, Hypothesis, Level, Preset, Response, Study
 from ablations.forecasting.baselines import flat_median, seasonal_naive
-from ablations.forecasting.task import Forecasts, ForecastTask, Panel
+from ablations.forecasting.task import SHOWN_EPIDEMICS, Forecasts, ForecastTask, Panel, Predict, Results
 
 
 class SurveillanceTask(ForecastTask):
@@ -66,6 +66,14 @@ class SurveillanceTask(ForecastTask):
             "seasonal_naive": seasonal_naive(panel.reported, origins, self.future, self.seasons.lead),
             "flat_median": flat_median(panel.reported, origins, self.future),
         }
+
+    def evaluate(self, predict: Predict) -> Results:
+        """Besides, the names of the test seasons, and of the season and group of each test."""
+        responses, arrays = super().evaluate(predict)
+        groups = self.seasons.groups
+        tested = self.seasons.names[-self.settings["test_seasons"] :]
+        each = [f"{season} {group}" if len(groups) > 1 else season for season in tested for group in groups]
+        return responses, arrays | {"tested": np.array(tested), "epidemic": np.array(each[:SHOWN_EPIDEMICS])}
 
     def _panel(self, seasons: np.ndarray) -> Panel:
         """One row per season and group (seasons, groups, steps); peaks leave room for the last forecast after them."""

@@ -87,6 +87,9 @@ def test_forecasts_are_compared_with_the_last_season_and_the_flat_median_of_the_
     assert responses["flat_median_error"] == pytest.approx(responses["persistence_error"])
     assert arrays["wis_by_ahead_flat_median"].shape == (4,)
     assert arrays["before_peak"].tolist() == list(range(-8, 0))
+    assert len(arrays["tested"]) == 2
+    assert arrays["step"] == "week"
+    assert len(arrays["epidemic"]) == len(arrays["truth"])
 
 
 def test_peaks_leave_room_for_history_and_horizon():

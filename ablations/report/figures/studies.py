@@ -82,9 +82,10 @@ def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
     series, which are days or weeks), value, bounds of the 95 % and the 50 % interval, and step.
     """
     baseline = baseline_runs(evidence.done, evidence.declaration)
+    names = ("truth", "observed", "day", "peak_day", "origin", "step", "epidemic", *FORECASTS)
     found: dict[bytes, list[tuple[int, int, dict[str, np.ndarray], float]]] = {}
     for key, seed in zip(baseline["key"], baseline["seed"], strict=True):
-        arrays = evidence.predictions(key, ("truth", "observed", "day", "peak_day", "origin", "step", *FORECASTS))
+        arrays = evidence.predictions(key, names)
         for i, truth in enumerate(arrays.get("truth", ())):
             ahead = _ahead(arrays, i)
             inside = (ahead >= 0) & (ahead < len(truth))
@@ -92,11 +93,13 @@ def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
             found.setdefault(truth.tobytes(), []).append((seed, i, arrays, float(miss)))
     ranked = sorted(found.values(), key=lambda seen: np.mean([miss for *_, miss in seen]))
     places = dict.fromkeys(round(q * (len(ranked) - 1)) for q in np.linspace(0, 1, panels)) if ranked else {}
-    titles = (
-        ["Smallest error", "Median error", "Largest error"]
-        if len(places) == 3
-        else [f"Epidemic {p + 1}" for p in places]
-    )
+    titles = [f"Epidemic {p + 1}" for p in places]
+    if len(places) == 3:
+        titles = ["Smallest error", "Median error", "Largest error"]
+    for k, place in enumerate(places):
+        _, i, arrays, _ = ranked[place][0]
+        if "epidemic" in arrays:
+            titles[k] = f"{arrays['epidemic'][i]}" if len(places) != 3 else f"{titles[k]}\n{arrays['epidemic'][i]}"
     step = str(ranked[0][0][2].get("step", "day")) if ranked else ""
     frames = [_epidemic(ranked[place]).assign(title=title) for place, title in zip(places, titles, strict=True)]
     return pd.concat(frames, ignore_index=True).assign(step=step) if frames else pd.DataFrame()
@@ -145,6 +148,11 @@ def _from(origin: float, step: str) -> str:
     return f"{number(abs(origin), 0)} {step}{'' if abs(origin) == 1 else 's'} {'before' if origin < 0 else 'after'}"
 
 
+def _chosen(table: pd.DataFrame) -> str:
+    shown = table["title"].nunique()
+    return "three test epidemics, chosen by their error, not by their looks" if shown == 3 else "all test epidemics"
+
+
 def _forecast_spread(table: pd.DataFrame) -> str:
     bands = "" if table["low_95"].isna().all() else " Bands are its 50 and 95 % intervals."
     if table.groupby("title")["seed"].nunique().max() > 1:
@@ -160,10 +168,10 @@ def draw_forecasts(evidence: Evidence) -> Drawing | None:
     return Drawing(
         f"{evidence.study}_forecasts",
         "Predictions around the peak of infection",
-        "Forecasts of the baseline network for three test epidemics, chosen by their error, not by their looks, from "
+        f"Forecasts of the baseline network for {_chosen(table)}, from "
         f"before, at and after the peak of infection (dotted); bands that reach beyond the panel "
         f"are cut. {_forecast_spread(table)}",
-        "Small panels, three rows of epidemics by four columns of origins: truth, the reports known then, and the "
+        "Small panels, a row per epidemic and a column per origin: truth, the reports known then, and the "
         "median forecast with its intervals.",
         partial(forecasts, table, evidence.declaration),
         "figures.forecasts(figures.forecast_table(evidence), evidence.declaration)",
