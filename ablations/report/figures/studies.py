@@ -15,11 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from ablations.report.evidence import Evidence
 from ablations.report.figures.learning import lines_by_factor
-from ablations.report.figures.theme import INK, MUTED, PALETTE, WIDTH, Drawing, Figure, themed
+from ablations.report.figures.theme import INK, MUTED, PALETTE, WIDTH, Drawing, Figure, themed, wrapped
 from ablations.report.numbers import number
 from ablations.statistics import baseline_runs, one_factor_runs
 
 FORECASTS = ("forecast", "forecast_50", "forecast_95")
+ROW_LETTERS = 18  # beside a panel of `forecasts`
 HEADROOM = 1.8  # times the peak: a band that reaches higher is cut
 INTERVALS = ("low_95", "high_95", "low_50", "high_50")
 
@@ -48,7 +49,8 @@ def forecasts(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
             axes.plot(known["day"], by * known["value"], ".", color=MUTED, ms=3.5)
             axes.plot(days.index, by * days["value"], color=PALETTE[0], lw=2)
         row[0].set_ylim(0, by * HEADROOM * mine.loc[mine["kind"] != "forecast", "value"].max())
-        row[0].set_ylabel(title)
+        lines = [wrapped(line, ROW_LETTERS) for line in title.split("\n")]
+        row[0].set_ylabel("\n".join(lines), fontsize=8.5)
         row[0].yaxis.set_major_locator(MaxNLocator(4))
     for axes, origin in zip(grid[0], origins, strict=True):
         axes.set_title(_from(origin, step))
