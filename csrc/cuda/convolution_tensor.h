@@ -104,10 +104,9 @@ __global__ void __launch_bounds__(conv_threads, 4) convolve_on_tensor_cores(cons
 
   float acc[ROWS][2][4] = {};
   for (int begin = 0; begin < depth; begin += depth_step) {
-    __syncthreads();  // the piece before has been read
     if (threadIdx.x < depth_step)
       factors.elements[threadIdx.x] = element_of(begin + threadIdx.x, c.inputs, c.rows, c.columns);
-    __syncthreads();
+    __syncthreads();  // the piece before has been read, too
     for (int i = threadIdx.x; i < factors.rows * depth_step; i += conv_threads) {
       const int o = i / depth_step, k = i % depth_step;
       const Element& element = factors.elements[k];

@@ -216,8 +216,8 @@ BARRIERS = {  # of a header: a source that has it; the design, machine and tests
         "convolution_bfloat16.cu",
         "block",
         LARGE,
-        "tests/recurve/cuda_convolution.py -k 16_bit",
-        3,
+        "tests/recurve/cuda_convolution.py -k 16_bit and bfloat16",
+        1,
     ),
 }
 
