@@ -86,8 +86,16 @@ void sum_gradients(const ConvBackward<T>& d, const Grid& grid, int64_t weights, 
 template <class T, int M>
 bool winograd_backward(const ConvBackward<T>& d, const Grid& grid, const Parallel& parallel) {
   const ConvShape& s = d.shape;
-  const WinogradBackPlan<T, M> plan(d, grid, parallel);
   const int64_t images = s.models * s.groups * s.batch;
+  if (images == 1 && parallel.threads > 1 && d.dx != nullptr && d.dweight != nullptr) {
+    ConvBackward<T> each[2] = {d, d};  // the gradients do not need each other
+    each[0].dx = nullptr;
+    each[1].dweight = each[1].dbias = nullptr;
+    bool done[2];
+    parallel_for(parallel, 2, [&](int64_t i) { done[i] = winograd_backward<T, M>(each[i], grid, {1, parallel.run}); });
+    return done[0] && done[1];
+  }
+  const WinogradBackPlan<T, M> plan(d, grid, parallel);
   Scratch<bool> moderate(images);
   if (!plan.kernels.moderate) return false;
   sum_gradients(

@@ -171,8 +171,9 @@ def _native_wins(
 ) -> bool:
     """Whether torch's own ops were measured to be faster.
 
-    On the CPU, in training, where all pixels have a gradient and Winograd's algorithm does not give it: with strides,
-    kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a second time.
+    On the CPU, in training, where all pixels have a gradient: with very many weights, and where Winograd's algorithm
+    does not serve, with strides, kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a
+    second time.
     """
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if weight.dim() != 4 or x.dim() != 4:
@@ -184,7 +185,7 @@ def _native_wins(
         return False
     again = activation == "silu" or (pool == "average" and activation != "none")
     if winograd and not again:
-        return False
+        return weight.numel() > 100_000  # the gradient of so many transformed kernels does not stay in the cache
     depth, taps = weight[0].numel(), weight.shape[-2] * weight.shape[-1]
     return tuple(stride) != (1, 1) or depth > (300 if again else 600) or (taps == 1 and pool == "none")
 
