@@ -51,15 +51,15 @@ class Optimizer:
 
 
 class Adam(Optimizer):
-    """`torch.optim.Adam` (Kingma & Ba 2015) with its defaults."""
+    """`torch.optim.Adam` (Kingma & Ba 2015) with its defaults, in the order of its section 2 that corrects the rate."""
 
     slots = 2
     MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 
     def begin(self) -> None:
-        steps = self._steps.double()
-        self._mean_share = 1 - self.MEAN_DECAY**steps
-        self._root_share = (1 - self.SQUARE_DECAY**steps).sqrt()
+        mean_share, square_share = (1 - decay ** self._steps.double() for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
+        self._epsilon = self.EPSILON * square_share.sqrt()
+        self._correction = square_share.sqrt() / mean_share
 
     def update(
         self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
@@ -67,8 +67,7 @@ class Adam(Optimizer):
         mean, square = kept
         mean.lerp_(gradient, 1 - self.MEAN_DECAY)
         square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-        scale = square.sqrt().div_(self._root_share).add_(self.EPSILON)
-        parameter.sub_((mean / scale).mul_(rate / self._mean_share))
+        parameter.addcdiv_(mean * (rate * self._correction), square.sqrt().add_(self._epsilon), value=-1)
 
 
 class AdamW(Adam):
