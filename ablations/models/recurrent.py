@@ -58,7 +58,8 @@ class Quantiles(NamedTuple):
             passed = torch.searchsorted(self.distance.contiguous(), torch.stack([-miss, miss], dim=-2) / self.width)
             below, above = passed.unbind(-2)
             slope = miss.sign().add(above - below, alpha=2)
-        of_widths = self.width * (self.distance @ _passed_weights(self.distance.dtype, self.distance.device)).gather(-1, passed)
+        weights = _passed_weights(self.distance.dtype, self.distance.device)
+        of_widths = self.width * (self.distance @ weights).gather(-1, passed)
         return ((miss * slope).sum() - of_widths.sum()) / (miss.numel() * len(QUANTILES))
 
 
