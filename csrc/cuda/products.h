@@ -60,7 +60,7 @@ struct Plain {
       T values[depth_step];
     };
     int k = 0;
-#pragma unroll 2  // as registers allow
+#pragma unroll 1  // as registers allow
     for (; k + depth_step <= depth; k += depth_step) {
       Step rows[ROWS];
 #pragma unroll
