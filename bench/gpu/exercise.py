@@ -87,7 +87,6 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="only float32 and bfloat16")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = True
     named = list(calls(DTYPES[::2] if arguments.few else DTYPES))
     share = -(-arguments.repeats // len(named))
     for name, design, call in named:

@@ -87,8 +87,6 @@ def test_a_case_of_each_group_is_measured(group, monkeypatch):
 @pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
 def test_every_kernel_is_exercised_and_repeats(monkeypatch, capsys):
     monkeypatch.setattr(exercise, "DEVICE", "cpu")
-    # torch's own test helpers, which other tests import, forbid setting its flags
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(sys, "argv", ["exercise", "--few", "--repeats", "40"])
     monkeypatch.setenv("RECURVE_CUDA_DESIGN", "block")  # comes back as it was
