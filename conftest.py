@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-seconds",
         type=_positive_seconds,
-        default=0.5,
+        default=0.4,
         metavar="SECONDS",
         help="With --benchmark: time spent measuring each case, over all processes. Default: %(default)s.",
     )

@@ -24,6 +24,7 @@ KINDS = {  # a line of the table: the groups whose cases it averages
 RUNS = {
     "epidemic-E32": "32 runs of the epidemic study in one ensemble, against one by one with torch.nn",
     "vision-E8": "8 runs of the vision study likewise",
+    "vision-E1-epoch": "an epoch of one model of the vision study",
 }
 MODES = ("training", "inference")
 
