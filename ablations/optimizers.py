@@ -58,8 +58,9 @@ class Adam(Optimizer):
 
     def begin(self) -> None:
         mean_share, square_share = (1 - decay ** self._steps.double() for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
-        self._epsilon = self.EPSILON * square_share.sqrt()
-        self._correction = square_share.sqrt() / mean_share
+        root_share = square_share.sqrt()
+        self._epsilon = self.EPSILON * root_share
+        self._correction = root_share / mean_share
 
     def update(
         self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor

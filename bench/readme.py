@@ -39,7 +39,8 @@ def section(results: Sequence[tuple[str, Results]]) -> str:
         lines.append(f"| {kind}{_shapes(columns[0][2], groups)} | {' | '.join(cells)} |")
     for shape, text in RUNS.items():
         cells = [_cell([row for row in rows if row.shape == shape] * (mode == "training")) for _, mode, rows in columns]
-        lines.append(f"| {text} | {' | '.join(cells)} |")
+        if any(cells):  # a result may be older than a case
+            lines.append(f"| {text} | {' | '.join(cells)} |")
     notes = textwrap.fill(" ".join(_notes(results)), 120, break_long_words=False, break_on_hyphens=False)
     return "\n".join([*lines, "", notes]) + "\n"
 

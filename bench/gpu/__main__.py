@@ -40,6 +40,7 @@ ASKED = (  # of native time / ours, geometric means on an H200: least, and aim
 )
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ALL_SECONDS = 590.0
+USUAL_TOOLKIT = Path("/usr/local/cuda")
 SERVES = """
 import sys, torch, recurve
 from recurve import _extension
@@ -185,9 +186,8 @@ def describe_gpu() -> dict[str, str]:
 
 def toolkit() -> dict[str, str]:
     """CUDA_HOME where none is set and the toolkit is in its usual place; an nvcc on the PATH may be a link to it."""
-    usual = Path("/usr/local/cuda")
-    found = "CUDA_HOME" not in os.environ and (usual / "include" / "cuda_runtime.h").exists()
-    return {"CUDA_HOME": str(usual)} if found else {}
+    found = "CUDA_HOME" not in os.environ and (USUAL_TOOLKIT / "include" / "cuda_runtime.h").exists()
+    return {"CUDA_HOME": str(USUAL_TOOLKIT)} if found else {}
 
 
 def obstacle(stage: Stage, left: float, lacking: str | None) -> str | None:
@@ -204,7 +204,7 @@ def obstacle(stage: Stage, left: float, lacking: str | None) -> str | None:
 
 def programs() -> str:
     """Where programs are looked for: the PATH, then the toolkit's."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    home = os.environ.get("CUDA_HOME", USUAL_TOOLKIT)
     return os.pathsep.join([os.environ.get("PATH", ""), f"{home}/bin"])
 
 

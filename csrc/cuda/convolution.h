@@ -204,15 +204,11 @@ __global__ void __launch_bounds__(conv_threads) differentiate_pixels(const Pixel
 template <class T, int OUTPUTS, int TAPS>
 __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_images(const Correlation<T> c) {
   using A = Accumulate<T>;
-  int64_t block = blockIdx.x;
-  auto digit = [&](int count) {
-    const int found = static_cast<int>(block % count);
-    block /= count;
-    return found;
-  };
-  const int tap = digit(c.tap_tiles) * TAPS, kernel_column = digit(c.columns.taps), channel = digit(c.inputs);
-  const int first = digit(c.output_tiles) * OUTPUTS, group = digit(c.groups), part = digit(c.parts);
-  const int64_t model = block;
+  BlockNumber block;
+  const int tap = block.digit(c.tap_tiles) * TAPS, kernel_column = block.digit(c.columns.taps),
+            channel = block.digit(c.inputs);
+  const int first = block.digit(c.output_tiles) * OUTPUTS, group = block.digit(c.groups), part = block.digit(c.parts);
+  const int64_t model = block.rest;
   const int outputs = least(OUTPUTS, c.outputs - first), taps = least(TAPS, c.rows.taps - tap);
   const bool with_bias = c.biases != nullptr && tap == 0 && kernel_column == 0 && channel == 0;
   const int64_t input_plane = int64_t{1} * c.rows.inputs * c.columns.inputs;

@@ -154,15 +154,10 @@ template <class T, int ROWS>
 __global__ void __launch_bounds__(conv_threads, 4) correlate_on_tensor_cores(const Correlation<T> c) {
   constexpr int depth_step = piece_depth<T>, at_once = conv_threads / depth_step;
   auto& factors = Factors<T, ROWS>::of_block();
-  int64_t block = blockIdx.x;
-  auto digit = [&](int count) {
-    const int found = static_cast<int>(block % count);
-    block /= count;
-    return found;
-  };
-  const int first_element = digit(c.tap_tiles) * tile_columns, first = digit(c.output_tiles) * factors.rows;
-  const int group = digit(c.groups), part = digit(c.parts);
-  const int64_t model = block;
+  BlockNumber block;
+  const int first_element = block.digit(c.tap_tiles) * tile_columns, first = block.digit(c.output_tiles) * factors.rows;
+  const int group = block.digit(c.groups), part = block.digit(c.parts);
+  const int64_t model = block.rest;
   const int outputs = least(factors.rows, c.outputs - first), elements = c.inputs * c.rows.taps * c.columns.taps;
   const int64_t input_plane = int64_t{1} * c.rows.inputs * c.columns.inputs;
   const int64_t pixel_plane = int64_t{1} * c.rows.results * c.columns.results;

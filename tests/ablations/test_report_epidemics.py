@@ -104,29 +104,11 @@ def test_the_peak_is_marked_where_most_are_infectious(evidence):
 
 
 def test_nothing_is_drawn_where_the_records_hold_nothing(evidence):
-    def nothing(key, names):
-        return {}
+    def holding(runs):
+        nothing = pd.DataFrame()
+        return Evidence("epidemic", "quick", STUDY.declaration(), runs, nothing, nothing, lambda key, names: {}, {})
 
-    empty = Evidence(
-        "epidemic",
-        "quick",
-        STUDY.declaration(),
-        evidence.runs[:0],
-        pd.DataFrame(),
-        pd.DataFrame(),
-        lambda key, names: {},
-        {},
-    )
-    bare = Evidence(
-        "epidemic",
-        "quick",
-        STUDY.declaration(),
-        evidence.runs[:3],
-        pd.DataFrame(),
-        pd.DataFrame(),
-        lambda key, names: {},
-        {},
-    )
+    empty, bare = holding(evidence.runs[:0]), holding(evidence.runs[:3])
     for name in set(STUDY.figures) - {"forecasts"}:
         assert STUDY_FIGURES[name](bare) is None
         assert name == "history_by_noise" or STUDY_FIGURES[name](empty) is None
