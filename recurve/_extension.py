@@ -66,6 +66,8 @@ def _gpu() -> str:
 def _cuda_obstacle(device: torch.device) -> str | None:
     if not _WITH_CUDA:
         return f"no CUDA kernels: {_BUILD.get('without_cuda')}; `RECURVE_BUILD=cuda make build` builds them"
+    if not torch.cuda.is_available():
+        return "torch can use no GPU here"
     if not torch.compiler.is_compiling() and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return "the GPU is older than compute capability 8.0 (Ampere)"
     return None

@@ -1,14 +1,17 @@
-"""Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE`, one JSON line a case.
+"""Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE [WORD...]`.
 
-All sides of a case are captured as CUDA graphs, replayed in random order with a cold L2 cache, and timed by events;
-the ratio is the median over rounds of native time / ours. A side that cannot be captured is timed as it is, and says
-so. Recurrent cases also tell the time of every design that the kernels have, so that the rules which choose among them
-and torch's own ops can be written from measurements.
+Appends one JSON line a case to FILE; with words, only cases whose group contains one of them. A side whose gradients
+are further from float64 than those of torch's own ops would allow is not timed. All sides of a case are captured as
+CUDA graphs, replayed in random order with a cold L2 cache, and timed by events; the ratio is the median over rounds of
+native time / ours, where native is the fastest of torch's own ways. A side that cannot be captured is timed as it is,
+and says so. Recurrent cases also tell the time of every design that the kernels have, so that the rules which choose
+among them and torch's own ops can be written from measurements.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import statistics
@@ -30,6 +33,7 @@ from recurve._backend import Backend
 PAIRS, SECONDS_A_CASE = 15, 1.2
 DESIGN = "RECURVE_CUDA_DESIGN"
 DEVICE = "cuda"  # tests rehearse elsewhere
+UNIT = {"tf32": 2**-11, "bfloat16": 2**-8}  # what one rounding can change
 Step = Callable[[], Any]
 
 
@@ -83,7 +87,7 @@ def cases() -> Iterator[Case | Block]:
         for dtype in ("tf32", "bfloat16"):
             yield Case(op, dtype, 30, 32, 3, hidden, models=128)
     for op, dtype in product(("gru", "lstm"), ("bfloat16", "tf32")):
-        for hidden, batch, steps in ((256, 16, 50), (256, 128, 50), (512, 64, 200), (1024, 16, 50), (1024, 128, 50)):
+        for hidden, batch, steps in ((256, 16, 50), (256, 128, 500), (512, 64, 200), (1024, 16, 200), (1024, 128, 50)):
             yield Case(op, dtype, steps, batch, hidden, hidden)
     for dtype in ("tf32", "bfloat16"):
         for batch, channels, outputs, size in ((128, 1, 16, 28), (128, 3, 32, 32), (64, 3, 32, 64)):
@@ -94,39 +98,51 @@ def cases() -> Iterator[Case | Block]:
 
 
 def sides(case: Case | Block) -> dict[str, Step]:
-    """One training step (forward and all gradients): "native", which loops over torch.nn modules, "ours" as forced, and
-    "chosen" as the selector has it."""
+    """One training step (forward and all gradients), which returns the gradients: "exact" in float64, those whose names
+    begin with "native" as torch has it, "ours" as forced, and "chosen" as the selector has it."""
     return block_sides(case) if isinstance(case, Block) else recurrent_sides(case)
 
 
 def block_sides(case: Block) -> dict[str, Step]:
-    options: dict[str, Any] = {"device": DEVICE, "dtype": case.type}
-    x = torch.randn(case.batch, case.channels, case.size, case.size, **options, requires_grad=True)
-    weight = torch.randn(case.outputs, case.channels // case.groups, case.kernel, case.kernel, **options)
-    bias = torch.zeros(case.outputs, **options)
-    tensors = [x, weight.requires_grad_(), bias.requires_grad_()]
+    shape = (case.outputs, case.channels // case.groups, case.kernel, case.kernel)
+    x = torch.randn(case.batch, case.channels, case.size, case.size, device=DEVICE, dtype=case.type)
+    weight = torch.randn(shape, device=DEVICE, dtype=case.type) / math.prod(shape[1:]) ** 0.5
+    tensors = [x, weight, torch.zeros(case.outputs, device=DEVICE, dtype=case.type)]
+    size = case.size // (1 if case.pool == "none" else 2)
+    dy = torch.randn(case.batch, case.outputs, size, size, device=DEVICE, dtype=case.type)
 
-    def through(backend: Backend) -> Step:
-        def step() -> None:
+    def through(backend: Backend, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Step:
+        def own(t: Tensor) -> Tensor:
+            return t.to(dtype).contiguous(memory_format=layout if t.dim() == 4 else torch.contiguous_format)
+
+        leaves, own_dy = [own(t).requires_grad_() for t in tensors], own(dy)
+
+        def step() -> list[Tensor]:
             with recurve.backend(backend):
                 y = recurve.ops.conv_block(
-                    *tensors,
+                    *leaves,
                     padding=case.kernel // 2,
                     groups=case.groups,
                     pool=case.pool,  # type: ignore[arg-type]
                 )
-            torch.autograd.grad(y.sum(), tensors)
+            return list(torch.autograd.grad(y, leaves, own_dy))
 
         return step
 
-    return {"native": through("native"), "ours": through("fused"), "chosen": through("auto")}
+    return {
+        "exact": through("native", torch.float64),
+        "native": through("native", case.type),
+        "native channels last": through("native", case.type, torch.channels_last),
+        "ours": through("fused", case.type),
+        "chosen": through("auto", case.type),
+    }
 
 
 def recurrent_sides(case: Case) -> dict[str, Step]:
     options: dict[str, Any] = {"device": DEVICE, "dtype": case.type}
     ours = [getattr(recurve.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
-    theirs = [getattr(torch.nn, case.op.upper())(case.inputs, case.hidden, **options) for _ in range(case.models)]
     x = torch.randn(case.models, case.steps, case.batch, case.inputs, **options)
+    dy = torch.randn(case.models, case.steps, case.batch, case.hidden, **options)
     stacked, _ = stack_module_state(ours)
     template = ours[0]
 
@@ -134,20 +150,61 @@ def recurrent_sides(case: Case) -> dict[str, Step]:
         return functional_call(template, parameters, (inputs,))[0]
 
     def through(backend: Backend) -> Step:
-        def step() -> None:
+        def step() -> list[Tensor]:
             with recurve.backend(backend):
                 if case.models > 1:
-                    torch.autograd.grad(torch.vmap(output)(stacked, x).sum(), list(stacked.values()))
-                else:
-                    torch.autograd.grad(template(x[0])[0].sum(), list(template.parameters()))
+                    return list(torch.autograd.grad(torch.vmap(output)(stacked, x), list(stacked.values()), dy))
+                return list(torch.autograd.grad(template(x[0])[0], list(template.parameters()), dy[0]))
 
         return step
 
-    def native() -> None:
-        for module, inputs in zip(theirs, x, strict=True):
-            torch.autograd.grad(module(inputs)[0].sum(), list(module.parameters()))
+    def native(dtype: torch.dtype) -> Step:
+        theirs = []
+        for module in ours:
+            theirs.append(getattr(torch.nn, case.op.upper())(case.inputs, case.hidden, device=DEVICE, dtype=dtype))
+            theirs[-1].load_state_dict(module.state_dict())
+        own_x, own_dy = x.to(dtype), dy.to(dtype)
 
-    return {"native": native, "ours": through("fused"), "chosen": through("auto")}
+        def step() -> list[Tensor]:
+            of_models = [
+                torch.autograd.grad(module(inputs)[0], list(module.parameters()), d)
+                for module, inputs, d in zip(theirs, own_x, own_dy, strict=True)
+            ]
+            return [gradient for gradients in of_models for gradient in gradients]
+
+        return step
+
+    return {
+        "exact": native(torch.float64),
+        "native": native(case.type),
+        "ours": through("fused"),
+        "chosen": through("auto"),
+    }
+
+
+def error(found: list[Tensor], exact: list[Tensor], models: int) -> float:
+    """The largest of the gradients' errors, each in units of its norm over all models."""
+    if len(found) < len(exact):  # models beside each other
+        found = [gradient for of_model in zip(*found, strict=True) for gradient in of_model]
+    each = len(exact) // models
+
+    def whole(gradients: list[Tensor], which: int) -> Tensor:
+        return torch.stack([g.double() for g in gradients[which::each]])
+
+    pairs = [(whole(found, i), whole(exact, i)) for i in range(each)]
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def gate(case: Case | Block, steps: dict[str, Step]) -> dict[str, float]:
+    """Errors of all sides; raises `RuntimeError` where ours is wrong."""
+    models = case.models if isinstance(case, Case) else 1
+    exact = steps["exact"]()
+    errors = {f"error {name}": error(step(), exact, models) for name, step in steps.items() if name != "exact"}
+    allowed = 2 * errors["error native"] + 4 * UNIT[case.dtype]
+    for name in ("ours", "chosen"):
+        if not errors[f"error {name}"] <= allowed:  # NaN is wrong too
+            raise RuntimeError(f"{name} is wrong: {errors}, allowed {allowed:.2g}")
+    return errors
 
 
 def times_of_designs(step: Step, flush: Tensor) -> dict[str, float]:
@@ -197,39 +254,46 @@ def milliseconds(step: Step, flush: Tensor) -> float:
 
 
 def measured(case: Case | Block, flush: Tensor) -> dict[str, Any]:
-    """Times of all sides, and the paired ratios of native time / ours and native time / the chosen path's."""
+    """Errors and times of all sides, and the paired ratios of native time / ours and native time / that as chosen."""
     steps = sides(case)
+    row: dict[str, Any] = gate(case, steps)
+    del steps["exact"]
     replays = {name: captured(step) for name, step in steps.items()}
     rounds: list[dict[str, float]] = []
     start = time.monotonic()
     while len(rounds) < PAIRS and (len(rounds) < 3 or time.monotonic() - start < SECONDS_A_CASE):
         names = random.sample(list(replays), len(replays))
         rounds.append({name: milliseconds(replays[name][0], flush) for name in names})
-    row: dict[str, Any] = {"pairs": len(rounds), "not_captured": [n for n, (_, whole) in replays.items() if not whole]}
-    row |= {f"{name}_ms": statistics.median(r[name] for r in rounds) for name in steps}
-    row["ratio"] = statistics.median(r["native"] / r["ours"] for r in rounds)
-    row["ratio_chosen"] = statistics.median(r["native"] / r["chosen"] for r in rounds)
+    row |= {"pairs": len(rounds), "not_captured": [n for n, (_, whole) in replays.items() if not whole]}
+    medians = {name: statistics.median(r[name] for r in rounds) for name in steps}
+    row |= {f"{name}_ms": median for name, median in medians.items()}
+    native = min((name for name in medians if name.startswith("native")), key=medians.__getitem__)
+    row["ratio"] = statistics.median(r[native] / r["ours"] for r in rounds)
+    row["ratio_chosen"] = statistics.median(r[native] / r["chosen"] for r in rounds)
     if isinstance(case, Case):
         row["designs_ms"] = times_of_designs(steps["ours"], flush)
     return row
 
 
-def main(target: Path) -> None:
+def main(target: Path, *words: str) -> None:
     torch.manual_seed(0)
     random.seed(0)
+    torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cuda.matmul.allow_tf32 = True
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     for case in cases():
+        if words and not any(word in case.group for word in words):
+            continue
         row: dict[str, Any] = {"group": case.group, **vars(case)}
         try:
             row |= measured(case, flush)
-        except RuntimeError as error:
-            row["error"] = str(error).splitlines()[0]
+        except RuntimeError as problem:
+            row["error"] = str(problem).splitlines()[0]
         with target.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -383,7 +383,7 @@ def _native(
         len(given) == 4,  # has biases
         1,  # layers
         0.0,  # dropout
-        False,  # training
+        x.is_cuda and torch.is_grad_enabled(),  # training: cuDNN keeps what the backward pass needs only then
         False,  # bidirectional
         False,  # batch first
     )

@@ -74,7 +74,7 @@ SMALL = {"steps": 3, "batch": 4, "inputs": 3, "hidden": 5}
 def test_a_case_of_each_group_is_measured(group, monkeypatch):
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     monkeypatch.setattr(measure, "captured", lambda step: (step, True))
-    monkeypatch.setattr(measure, "milliseconds", lambda step, flush: step() or 1.0)
+    monkeypatch.setattr(measure, "milliseconds", lambda step, flush: (step(), 1.0)[1])
     case = next(case for case in measure.cases() if case.group == group)
     few = {"models": 2, **SMALL} if isinstance(case, measure.Case) and case.models > 1 else SMALL
     small = replace(case, **few if isinstance(case, measure.Case) else {"batch": 2, "size": 9})
@@ -82,6 +82,16 @@ def test_a_case_of_each_group_is_measured(group, monkeypatch):
     assert row["ratio"] == 1.0
     assert row["not_captured"] == []
     assert row["pairs"] >= 3
+    assert row["error ours"] < 1e-5
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch):
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    steps = measure.sides(measure.Case("gru", "tf32", **SMALL))
+    right = steps["ours"]
+    steps["ours"] = lambda: [gradient * (1.01 if i == 1 else 1) for i, gradient in enumerate(right())]
+    with pytest.raises(RuntimeError, match="ours is wrong"):
+        measure.gate(measure.Case("gru", "tf32", **SMALL), steps)
 
 
 @pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")

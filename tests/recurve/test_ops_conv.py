@@ -308,7 +308,7 @@ def test_wrong_shapes_are_named(change, message, generator):
 )
 @needs_kernels
 def test_wrong_geometry_is_named(options, message, generator):
-    with pytest.raises(RuntimeError, match=message):
+    with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
         ops.conv_block(**PLAIN.tensors(generator), **options)
 
 
