@@ -116,6 +116,11 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
   }
 }
 
+// A unit of a sequence, both counted from the block's first; the index is among all of the block.
+struct Item {
+  int row, unit, index;
+};
+
 // A block's part of the work, and where it meets the others of the same sequences.
 template <class T, bool TENSOR>
 struct GridBlock {
@@ -126,6 +131,8 @@ struct GridBlock {
   int slice, row0, rows, first;  // sequences from row0, units from first
   int segments;                  // of a row that is exchanged
   T* states;                     // exchanged: (buffers, E, B, segments, depth), at this block's model and row0
+  Item own;                      // the thread's first
+  int rows_on, units_on;         // from one of the thread's items to the next
   unsigned* counter;
   unsigned expected = 0;
 
@@ -140,14 +147,17 @@ struct GridBlock {
     first = slice * plan.units;
     states = exchange + (model * s.batch + row0) * row_stride();
     counter = counters + group;
+    const int thread = threadIdx.x, threads = blockDim.x;
+    own = {thread / plan.units, thread % plan.units, thread};
+    rows_on = threads / plan.units, units_on = threads % plan.units;
   }
 
   __device__ __forceinline__ int64_t row_stride() const { return int64_t{1} * segments * plan.depth; }
   __device__ __forceinline__ T* buffer(int64_t which) const {
     return states + which * shape.models * shape.batch * row_stride();
   }
-  __device__ __forceinline__ T& exchanged_at(T* buffer, int row, int segment, int unit) const {
-    return buffer[row * row_stride() + segment * plan.depth + first + unit];
+  __device__ __forceinline__ T& exchanged_at(T* buffer, const Item& item, int segment) const {
+    return buffer[item.row * segments * plan.depth + segment * plan.depth + first + item.unit];
   }
   __device__ __forceinline__ A* sums() const { return reinterpret_cast<A*>(shared_memory()); }
   __device__ __forceinline__ A* carried(int which) const { return sums() + plan.sums + which * plan.rows * plan.units; }
@@ -155,15 +165,24 @@ struct GridBlock {
     return reinterpret_cast<T*>(shared_memory() +
                                 round_up((plan.sums + 2 * plan.rows * plan.units) * static_cast<int>(sizeof(A)), 16));
   }
-  __device__ __forceinline__ Place place(int64_t step, int row, int unit) const {
-    return {model, step, row0 + row, first + unit};
-  }
-
-  // Calls f(row, unit, i) for the block's positions; a position's thread is always the same.
+  // Calls f(item) for the block's positions; a position's thread is always the same.
   template <class F>
   __device__ __forceinline__ void for_items(const F& f) const {
-    for (int i = threadIdx.x; i < rows * plan.units; i += blockDim.x)
-      if (first + i % plan.units < shape.hidden) f(i / plan.units, i % plan.units, i);
+    Item item = own;
+    for (int i = threadIdx.x; i < rows * plan.units; i += blockDim.x) {
+      item.index = i;
+      if (first + item.unit < shape.hidden) f(item);
+      item.row += rows_on, item.unit += units_on;
+      if (item.unit >= plan.units) item.unit -= plan.units, ++item.row;
+    }
+  }
+  __device__ __forceinline__ bool has_own() const { return own.row < rows && first + own.unit < shape.hidden; }
+  __device__ __forceinline__ bool is_own(const Item& item) const { return item.index == static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ Place place(const Step& step, const Item& item) const {
+    return {step, item.row, first + item.unit};
+  }
+  __device__ __forceinline__ int64_t state(const Item& item) const {
+    return state_of(shape, model, row0 + item.row, first + item.unit);
   }
 
   template <int GATES>
@@ -174,13 +193,13 @@ struct GridBlock {
     __syncthreads();
   }
   template <int GATES>
-  __device__ __forceinline__ void products(int row, int unit, A (&product)[GATES]) const {
+  __device__ __forceinline__ void products(const Item& item, A (&product)[GATES]) const {
     const int padded = round_up(plan.rows, grid_row_tile<TENSOR>);
 #pragma unroll
     for (int g = 0; g < GATES; ++g) {
       product[g] = 0;
       for (int split = 0; split < plan.splits; ++split)
-        product[g] += sums()[((split * GATES + g) * padded + row) * plan.units + unit];
+        product[g] += sums()[((split * GATES + g) * padded + item.row) * plan.units + item.unit];
     }
   }
 
@@ -217,57 +236,58 @@ __global__ void __launch_bounds__(grid_threads, 1)
     const T weight = k < H && unit < H ? s.w_hh[((block.model * all + gate) * H + unit) * H + k] : T{};
     weights[i] = TENSOR ? kept_operand(weight) : weight;
   }
-  block.for_items([&](int row, int unit, int i) {
-    const Place at = block.place(0, row, unit);
-    const T h = first_state(shape, s.h0, at);
-    block.exchanged_at(block.buffer(0), row, 0, unit) = h;
-    running[i] = widen(h);
-    if (CELL == Cell::lstm) c[i] = widen(first_state(shape, s.c0, at));
+  Step step = step_of(shape, block.row0, 0);
+  SequenceForward<T> now = moved(s, block.model, step);
+  block.for_items([&](const Item& item) {
+    const Place at = block.place(step, item);
+    const T h = first_state(shape, s.h0, at, block.state(item));
+    block.exchanged_at(block.buffer(0), item, 0) = h;
+    running[item.index] = widen(h);
+    if (CELL == Cell::lstm) c[item.index] = widen(first_state(shape, s.c0, at, block.state(item)));
   });
   block.arrive();
+  auto load = [&](const Item& item) { return projected<gates>(now, block.model, block.place(step, item), first_gate); };
   Projected<T, gates> ahead{};  // what the thread's first position needs, loaded while others are waited for
-  auto look_ahead = [&](int64_t step) {
-    const int row = threadIdx.x / plan.units, unit = threadIdx.x % plan.units;
-    if (step < shape.steps && row < block.rows && block.first + unit < H)
-      ahead = projected<gates>(s, block.place(step, row, unit), first_gate);
-  };
-  look_ahead(0);
+  if (shape.steps > 0 && block.has_own()) ahead = load(block.own);
   block.wait();
-  for (int64_t step = 0; step < shape.steps; ++step) {
-    T *now = block.buffer(step % 2), *next = block.buffer((step + 1) % 2);
+  for (int number = 0; number < static_cast<int>(shape.steps); ++number) {
+    T *from = block.buffer(number % 2), *to = block.buffer((number + 1) % 2);
     if constexpr (CELL == Cell::gru_before) {
       T* r_h = block.buffer(2);
-      block.template multiply<2>(now, 0, 0, 1);
-      block.for_items([&](int row, int unit, int i) {
-        const Place at = block.place(step, row, unit);
+      block.template multiply<2>(from, 0, 0, 1);
+      block.for_items([&](const Item& item) {
+        const Place at = block.place(step, item);
         A product[2];
-        block.products(row, unit, product);
-        block.exchanged_at(r_h, row, 0, unit) =
-            narrow<T>(gru_before_gates(s, at, product, projected<2>(s, at, 0), running[i]));
+        block.products(item, product);
+        const auto reached = reach_gates(product, projected<2>(now, block.model, at, 0), running[item.index]);
+        block.exchanged_at(r_h, item, 0) = store_gates(now, at, reached);
       });
       block.meet();
-      now = r_h;
+      from = r_h;
     }
-    block.template multiply<gates>(now, first_gate, 0, 1);
-    block.for_items([&](int row, int unit, int i) {
-      const Place at = block.place(step, row, unit);
+    block.template multiply<gates>(from, first_gate, 0, 1);
+    block.for_items([&](const Item& item) {
+      const Place at = block.place(step, item);
       A product[gates];
-      block.products(row, unit, product);
+      block.products(item, product);
+      A& h = running[item.index];
+      A* const cell = c + item.index;
+      const Projected<T, gates> in = block.is_own(item) ? ahead : load(item);
+      const auto reached = Forward<CELL>::reach(now, at, product, in, h, CELL == Cell::lstm ? *cell : A{});
       T after;
-      finish_step<CELL>(s, at, product,
-                        i == static_cast<int>(threadIdx.x) ? ahead : projected<gates>(s, at, first_gate), running[i],
-                        &after, c + i);
-      block.exchanged_at(next, row, 0, unit) = after;
-      running[i] = widen(after);
+      finish_step<CELL>(now, at, reached, narrow<T>(h), &after, cell);
+      block.exchanged_at(to, item, 0) = after;
+      h = widen(after);
     });
     block.arrive();
-    look_ahead(step + 1);
+    step = after(shape, step, 1);
+    now = moved(now, rows_of_step(shape));
+    if (step.number < shape.steps && block.has_own()) ahead = load(block.own);
     block.wait();
   }
-  block.for_items([&](int row, int unit, int i) {
-    const int64_t at = block.place(0, row, unit).state(shape);
-    s.h_n[at] = narrow<T>(running[i]);
-    if (CELL == Cell::lstm) s.c_n[at] = narrow<T>(c[i]);
+  block.for_items([&](const Item& item) {
+    s.h_n[block.state(item)] = narrow<T>(running[item.index]);
+    if (CELL == Cell::lstm) s.c_n[block.state(item)] = narrow<T>(c[item.index]);
   });
 }
 
@@ -289,51 +309,59 @@ __global__ void __launch_bounds__(grid_threads, 1)
         gate < gates && from < H && unit < H ? s.w_hh[((block.model * gates + gate) * H + from) * H + unit] : T{};
     weights[local * plan.stride + k] = TENSOR ? kept_operand(weight) : weight;
   }
-  block.for_items([&](int row, int unit, int i) {
-    const int64_t at = block.place(0, row, unit).state(shape);
-    dh[i] = s.dh_n == nullptr ? A{} : widen(s.dh_n[at]);
-    if (CELL == Cell::lstm) dc[i] = s.dc_n == nullptr ? A{} : widen(s.dc_n[at]);
+  Step step = step_of(shape, block.row0, static_cast<int>(shape.steps) - 1);
+  SequenceBackward<T> now = moved(s, block.model, step);
+  block.for_items([&](const Item& item) {
+    dh[item.index] = s.dh_n == nullptr ? A{} : widen(s.dh_n[block.state(item)]);
+    if (CELL == Cell::lstm) dc[item.index] = s.dc_n == nullptr ? A{} : widen(s.dc_n[block.state(item)]);
   });
-  for (int64_t step = shape.steps - 1; step >= 0; --step) {
-    T* now = block.buffer(step % 2);
-    block.for_items([&](int row, int unit, int i) {
-      A passing[gates];
-      A of_h = dh[i], of_c = CELL == Cell::lstm ? dc[i] : A{};
-      begin_step_back<CELL>(s, block.place(step, row, unit), of_h, of_c, passing);
-      dh[i] = of_h;
-      if (CELL == Cell::lstm) dc[i] = of_c;
+  auto load = [&](const Item& item) { return saved<CELL>(now, block.place(step, item), block.state(item)); };
+  Saved<T, CELL> ahead{};  // what the thread's first position needs, loaded while others are waited for
+  if (shape.steps > 0 && block.has_own()) ahead = load(block.own);
+  for (int number = step.number; number >= 0; --number) {
+    T* exchanged = block.buffer(number % 2);
+    block.for_items([&](const Item& item) {
+      const Place at = block.place(step, item);
+      const A of_c = CELL == Cell::lstm ? dc[item.index] : A{};
+      const auto found = differentiate<CELL>(shape, at, block.is_own(item) ? ahead : load(item), dh[item.index], of_c);
+      dh[item.index] = found.dh;
+      if (CELL == Cell::lstm) dc[item.index] = found.dc;
 #pragma unroll
-      for (int g = 0; g < gates; ++g) block.exchanged_at(now, row, g, unit) = narrow<T>(passing[g]);
+      for (int g = 0; g < gates; ++g) block.exchanged_at(exchanged, item, g) = narrow<T>(found.passing[g]);
+      store_gradients<CELL>(now, at, found);
     });
     block.arrive();
-    block.for_items([&](int row, int unit, int) { expect_step_back<CELL>(s, block.place(step - 1, row, unit)); });
+    const Step place_of = step;
+    const SequenceBackward<T> here = now;
+    step = after(shape, step, -1);
+    now = moved(now, -rows_of_step(shape));
+    if (step.number >= 0 && block.has_own()) ahead = load(block.own);
     block.wait();
     if constexpr (CELL == Cell::gru_before) {
-      block.template multiply<1>(now, 0, 2, 1);
-      block.for_items([&](int row, int unit, int i) {
+      block.template multiply<1>(exchanged, 0, 2, 1);
+      block.for_items([&](const Item& item) {
         A product[1];
-        block.products(row, unit, product);
-        A of_h = dh[i];
-        block.exchanged_at(now, row, 0, unit) =
-            narrow<T>(differentiate_reset(s, block.place(step, row, unit), product[0], of_h));
-        dh[i] = of_h;
+        block.products(item, product);
+        A of_h = dh[item.index];
+        block.exchanged_at(exchanged, item, 0) =
+            narrow<T>(differentiate_reset(here, block.place(place_of, item), block.state(item), product[0], of_h));
+        dh[item.index] = of_h;
       });
       block.meet();
     }
-    block.template multiply<1>(now, 0, 0, CELL == Cell::gru_before ? 2 : gates);
-    block.for_items([&](int row, int unit, int i) {
+    block.template multiply<1>(exchanged, 0, 0, CELL == Cell::gru_before ? 2 : gates);
+    block.for_items([&](const Item& item) {
       A product[1];
-      block.products(row, unit, product);
-      A of_h = dh[i], of_c = CELL == Cell::lstm ? dc[i] : A{};
-      end_step_back<T>(shape, block.place(step, row, unit), product[0], of_h, of_c);
-      dh[i] = of_h;
-      if (CELL == Cell::lstm) dc[i] = of_c;
+      block.products(item, product);
+      A of_h = dh[item.index], of_c = CELL == Cell::lstm ? dc[item.index] : A{};
+      end_step_back(shape, block.place(place_of, item), product[0], of_h, of_c);
+      dh[item.index] = of_h;
+      if (CELL == Cell::lstm) dc[item.index] = of_c;
     });
   }
-  block.for_items([&](int row, int unit, int i) {
-    const int64_t at = block.place(0, row, unit).state(shape);
-    s.dh0[at] = narrow<T>(dh[i]);
-    if (CELL == Cell::lstm) s.dc0[at] = narrow<T>(dc[i]);
+  block.for_items([&](const Item& item) {
+    s.dh0[block.state(item)] = narrow<T>(dh[item.index]);
+    if (CELL == Cell::lstm) s.dc0[block.state(item)] = narrow<T>(dc[item.index]);
   });
 }
 

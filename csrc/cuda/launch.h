@@ -7,6 +7,8 @@
 
 namespace recurve::cuda {
 
+constexpr int reserved_bytes = 1024;  // of shared memory, for each block
+
 struct Device {
   int processors = 0, shared_bytes = 0;
   cudaError_t error = cudaSuccess;

@@ -115,32 +115,45 @@ struct TensorCores {
     const T* global = row_of_weights(w, segment, column);
     const int gate_shared = w.units * (w.kept + padding);
     const int64_t gate_global = int64_t{1} * w.units * w.segments * w.units;
-    for (int k = 0; k < w.units; k += depth_step) {
+    const T* rows = states + lane() / 4 * stride;
+    auto step = [&](int k, float (&sums)[GATES][positions], const auto& weight) {
       uint32_t a[TILES][4];
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          a[tile][i] =
-              operand<T>(word(states + (tile * 16 + lane() / 4 + i % 2 * 8) * stride, k / in_word + i / 2 * 4));
+          a[tile][i] = operand<T>(word(rows + (tile * 16 + i % 2 * 8) * stride, k / in_word + i / 2 * 4));
 #pragma unroll
       for (int g = 0; g < GATES; ++g) {
-        uint32_t b[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          b[i] = k < w.kept ? word(shared + g * gate_shared, k / in_word + i * 4)
-                            : operand<T>(bounded(global + g * gate_global, k / in_word + i * 4, w.units));
+        const uint32_t b[2] = {weight(g, k / in_word), weight(g, k / in_word + 4)};
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
           float d[4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) d[i] = acc[g][tile * 4 + i];
+          for (int i = 0; i < 4; ++i) d[i] = sums[g][tile * 4 + i];
           multiply<T>(d, a[tile], b);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) acc[g][tile * 4 + i] = d[i];
+          for (int i = 0; i < 4; ++i) sums[g][tile * 4 + i] = d[i];
         }
       }
+    };
+    auto kept = [&](int g, int first) { return word(shared + g * gate_shared, first); };
+    auto streamed = [&](int g, int first) { return operand<T>(bounded(global + g * gate_global, first, w.units)); };
+    const int shared_depth = least(w.kept, round_up(w.units, depth_step));
+    int k = 0;
+    if constexpr (GATES * TILES < 3) {  // a sum waits for the one before: two at a time
+      float others[GATES][positions] = {};
+      for (; k + depth_step < shared_depth; k += 2 * depth_step) {
+        step(k, acc, kept);
+        step(k + depth_step, others, kept);
+      }
+#pragma unroll
+      for (int g = 0; g < GATES; ++g)
+#pragma unroll
+        for (int p = 0; p < positions; ++p) acc[g][p] += others[g][p];
     }
+    for (; k < shared_depth; k += depth_step) step(k, acc, kept);
+    for (; k < w.units; k += depth_step) step(k, acc, streamed);
   }
 
  private:
@@ -169,34 +182,99 @@ constexpr int states_stride(int segments, int units) {
   return segments * round_up(units, P::depth_step) + P::padding;
 }
 
-// For each position (row, unit) of a block: load(row, unit), then finish(row, unit, sums of GATES gates, what was
-// loaded). The loads are on their way while the products run. A position's thread is the same in every call.
-template <class P, int GATES, class T, class Load, class Finish>
-__device__ __forceinline__ void for_products(const Weights<T>& w, int rows, const T* states, int stride,
-                                             int first_segment, int segments, int first_gate, const Load& load,
-                                             const Finish& finish) {
-  const int row_tiles = divide_up(rows, P::row_tile), unit_tiles = divide_up(w.units, P::unit_tile);
-  for (int tile = warp(); tile < row_tiles * unit_tiles; tile += warps()) {
-    const int row0 = tile % row_tiles * P::row_tile, unit0 = tile / row_tiles * P::unit_tile;
-    decltype(load(0, 0)) loaded[P::positions];
-#pragma unroll
-    for (int p = 0; p < P::positions; ++p) {
-      const int row = row0 + P::row_of(p), unit = unit0 + P::unit_of(p);
-      if (row < rows && unit < w.units) loaded[p] = load(row, unit);
+// One of a thread's positions in a tile.
+struct Position {
+  int index;
+  bool first;  // of the warp's first tile
+  bool valid;  // within the block's rows and units
+  int row, unit;
+};
+
+// A block's positions as its warps own them: tile by tile, the same at every step.
+template <class P>
+struct Tiles {
+  int rows, units, row_tiles, count;
+
+  __device__ __forceinline__ Tiles(int rows_, int units_)
+      : rows(rows_),
+        units(units_),
+        row_tiles(divide_up(rows_, P::row_tile)),
+        count(row_tiles * divide_up(units_, P::unit_tile)) {}
+
+  // Calls f(tile, row0, unit0) for all tiles of the warp.
+  template <class F>
+  __device__ __forceinline__ void for_tiles(const F& f) const {
+    for (int tile = warp(); tile < count; tile += warps()) {
+      const int column = row_tiles == 1 ? tile : tile / row_tiles;
+      f(tile, (tile - column * row_tiles) * P::row_tile, column * P::unit_tile);
     }
+  }
+  __device__ __forceinline__ Position position(int tile, int row0, int unit0, int index) const {
+    const int row = row0 + P::row_of(index), unit = unit0 + P::unit_of(index);
+    return {index, tile == warp(), row < rows && unit < units, row, unit};
+  }
+  // For all positions of a tile: compute(position) for a few, for valid ones or not, then finish(position, computed)
+  // for those of them that are valid: no position waits for another.
+  template <class Compute, class Finish>
+  __device__ __forceinline__ void in_tile(int tile, int row0, int unit0, const Compute& compute,
+                                          const Finish& finish) const {
+    constexpr int few = P::positions < 4 ? P::positions : 4;
+#pragma unroll
+    for (int begin = 0; begin < P::positions; begin += few) {
+      decltype(compute(Position{})) computed[few];
+#pragma unroll
+      for (int i = 0; i < few; ++i) computed[i] = compute(position(tile, row0, unit0, begin + i));
+#pragma unroll
+      for (int i = 0; i < few; ++i) {
+        const Position at = position(tile, row0, unit0, begin + i);
+        if (at.valid) finish(at, computed[i]);
+      }
+    }
+  }
+  template <class Compute, class Finish>
+  __device__ __forceinline__ void for_all(const Compute& compute, const Finish& finish) const {
+    for_tiles([&](int tile, int row0, int unit0) { in_tile(tile, row0, unit0, compute, finish); });
+  }
+  // Calls f(position) for valid positions: all, or those of the warp's first tile.
+  template <class F>
+  __device__ __forceinline__ void for_all(const F& f) const {
+    for_tiles([&](int tile, int row0, int unit0) { in_valid(tile, row0, unit0, f); });
+  }
+  template <class F>
+  __device__ __forceinline__ void for_first(const F& f) const {
+    const int column = row_tiles == 1 ? warp() : warp() / row_tiles;
+    if (warp() < count) in_valid(warp(), (warp() - column * row_tiles) * P::row_tile, column * P::unit_tile, f);
+  }
+
+ private:
+  template <class F>
+  __device__ __forceinline__ void in_valid(int tile, int row0, int unit0, const F& f) const {
+#pragma unroll
+    for (int i = 0; i < P::positions; ++i) {
+      const Position at = position(tile, row0, unit0, i);
+      if (at.valid) f(at);
+    }
+  }
+};
+
+// For all positions: compute(position, sums of GATES gates), then finish(position, computed), as `Tiles::in_tile`.
+template <int GATES, class T, class P, class Compute, class Finish>
+__device__ __forceinline__ void for_products(const Weights<T>& w, const Tiles<P>& tiles, const T* states, int stride,
+                                             int first_segment, int segments, int first_gate, const Compute& compute,
+                                             const Finish& finish) {
+  tiles.for_tiles([&](int tile, int row0, int unit0) {
     Accumulate<T> acc[GATES][P::positions] = {};
     for (int segment = first_segment; segment < first_segment + segments; ++segment)
       P::template accumulate<GATES>(acc, w, states + row0 * stride + segment * round_up(w.units, P::depth_step), stride,
                                     segment, first_gate, unit0);
-#pragma unroll
-    for (int p = 0; p < P::positions; ++p) {
-      const int row = row0 + P::row_of(p), unit = unit0 + P::unit_of(p);
+    auto with_sums = [&](const Position& at) {
       Accumulate<T> sums[GATES];
 #pragma unroll
-      for (int g = 0; g < GATES; ++g) sums[g] = acc[g][p];
-      if (row < rows && unit < w.units) finish(row, unit, sums, loaded[p]);
-    }
-  }
+      for (int g = 0; g < GATES; ++g) sums[g] = acc[g][at.index];
+      return compute(at, sums);
+    };
+    tiles.in_tile(tile, row0, unit0, with_sums, finish);
+  });
 }
 
 }  // namespace recurve::cuda

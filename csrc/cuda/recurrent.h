@@ -5,6 +5,8 @@
 // no other block. The arithmetic of a row does not depend on those beside it. Every sum has one order.
 #pragma once
 
+#include <type_traits>
+
 #include "cells.h"
 #include "launch.h"
 #include "products.h"
@@ -53,17 +55,10 @@ struct Memory {
   }
 };
 
-// Calls f(row, unit) for all positions of a block.
-template <class F>
-__device__ __forceinline__ void for_positions(int rows, int units, const F& f) {
-  for (int i = threadIdx.x; i < rows * units; i += blockDim.x) f(i / units, i % units);
-}
-
-struct Nothing {};
-
 template <class T, class P, Cell CELL>
 __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const SequenceForward<T> s, const Plan plan) {
   using A = Accumulate<T>;
+  constexpr int first_gate = Forward<CELL>::first_gate, gates = Forward<CELL>::gates;
   const SequenceShape& shape = s.shape;
   const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x % plan.parts * plan.rows;
   const int64_t model = blockIdx.x / plan.parts;
@@ -74,51 +69,75 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
   A* c = memory.carried_at();
   const Weights<T> weights{
       s.w_hh + model * memory.columns() * H, memory.weights_at(), H, 1, memory.columns(), plan.kept};
-  auto place = [&](int64_t step, int row, int unit) { return Place{model, step, row0 + row, unit}; };
+  const Tiles<P> tiles(rows, H);
+  auto in_states = [&](const Position& at) { return at.row * stride + at.unit; };
+  auto in_cells = [&](const Position& at) { return at.row * H + at.unit; };
+  auto state = [&](const Position& at) { return state_of(shape, model, row0 + at.row, at.unit); };
 
   for (int i = threadIdx.x; i < memory.states(); i += blockDim.x) h[i] = T{};
   P::keep(weights);
   __syncthreads();
-  for_positions(rows, H, [&](int row, int unit) {
-    h[row * stride + unit] = first_state(shape, s.h0, place(0, row, unit));
-    if (CELL == Cell::lstm) c[row * H + unit] = widen(first_state(shape, s.c0, place(0, row, unit)));
+  Step step = step_of(shape, row0, 0);
+  SequenceForward<T> now = moved(s, model, step);
+  auto place = [&](const Position& at) { return Place{step, at.row, at.unit}; };
+  auto load = [&](const Position& at) { return projected<gates>(now, model, place(at), first_gate); };
+  Projected<T, gates> ahead[P::positions];  // what the thread's first positions need, loaded a step before
+  tiles.for_all([&](const Position& at) {
+    h[in_states(at)] = first_state(shape, s.h0, place(at), state(at));
+    if (CELL == Cell::lstm) c[in_cells(at)] = widen(first_state(shape, s.c0, place(at), state(at)));
   });
+  auto look_ahead = [&] {
+    if (step.number < shape.steps) tiles.for_first([&](const Position& at) { ahead[at.index] = load(at); });
+  };
+  look_ahead();
   __syncthreads();
-  for (int64_t step = 0; step < shape.steps; ++step) {
+  for (int number = 0; number < static_cast<int>(shape.steps); ++number) {
     if constexpr (CELL == Cell::gru_before) {
-      for_products<P, 2, T>(
-          weights, rows, h, stride, 0, 1, 0,
-          [&](int row, int unit) { return projected<2>(s, place(step, row, unit), 0); },
-          [&](int row, int unit, const A(&product)[2], const Projected<T, 2>& in) {
-            const int i = row * stride + unit;
-            r_h[i] = narrow<T>(gru_before_gates(s, place(step, row, unit), product, in, static_cast<A>(widen(h[i]))));
+      for_products<2>(
+          weights, tiles, h, stride, 0, 1, 0,
+          [&](const Position& at, const A(&product)[2]) {
+            if (!at.valid) return Reached<A, 2>{};
+            return reach_gates(product, projected<2>(now, model, place(at), 0),
+                               static_cast<A>(widen(h[in_states(at)])));
+          },
+          [&](const Position& at, const Reached<A, 2>& reached) {
+            r_h[in_states(at)] = store_gates(now, place(at), reached);
           });
       __syncthreads();
     }
-    constexpr int first_gate = Forward<CELL>::first_gate, gates = Forward<CELL>::gates;
-    for_products<P, gates, T>(
-        weights, rows, CELL == Cell::gru_before ? r_h : h, stride, 0, 1, first_gate,
-        [&](int row, int unit) { return projected<gates>(s, place(step, row, unit), first_gate); },
-        [&](int row, int unit, const A(&product)[gates], const Projected<T, gates>& in) {
-          const int i = row * stride + unit;
-          finish_step<CELL>(s, place(step, row, unit), product, in, static_cast<A>(widen(h[i])), h_after + i,
-                            c + row * H + unit);
+    for_products<gates>(
+        weights, tiles, CELL == Cell::gru_before ? r_h : h, stride, 0, 1, first_gate,
+        [&](const Position& at, const A(&product)[gates]) {
+          Projected<T, gates> in{};
+          A of_h{}, of_c{};
+          if (at.valid) {
+            in = at.first ? ahead[at.index] : load(at);
+            of_h = widen(h[in_states(at)]);
+            if (CELL == Cell::lstm) of_c = c[in_cells(at)];
+          }
+          if (CELL == Cell::gru_before && !at.valid) return Reached<A, gates>{};
+          return Forward<CELL>::reach(now, place(at), product, in, of_h, of_c);
+        },
+        [&](const Position& at, const Reached<A, gates>& reached) {
+          finish_step<CELL>(now, place(at), reached, h[in_states(at)], h_after + in_states(at), c + in_cells(at));
         });
+    step = after(shape, step, 1);
+    now = moved(now, rows_of_step(shape));
+    look_ahead();
     __syncthreads();
     T* before = h;
     h = h_after, h_after = before;
   }
-  for_positions(rows, H, [&](int row, int unit) {
-    const int64_t i = place(0, row, unit).state(shape);
-    s.h_n[i] = h[row * stride + unit];
-    if (CELL == Cell::lstm) s.c_n[i] = narrow<T>(c[row * H + unit]);
+  tiles.for_all([&](const Position& at) {
+    s.h_n[state(at)] = h[in_states(at)];
+    if (CELL == Cell::lstm) s.c_n[state(at)] = narrow<T>(c[in_cells(at)]);
   });
 }
 
 template <class T, class P, Cell CELL>
 __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const SequenceBackward<T> s, const Plan plan) {
   using A = Accumulate<T>;
-  constexpr int gates = gate_count(CELL);
+  constexpr int gates = gate_count(CELL), most_ahead = P::positions < 4 ? P::positions : 4;  // as registers allow
   const SequenceShape& shape = s.shape;
   const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x % plan.parts * plan.rows;
   const int64_t model = blockIdx.x / plan.parts;
@@ -128,54 +147,79 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   T* d = memory.states_at();
   A *dh = memory.carried_at(), *dc = dh + (CELL == Cell::lstm ? plan.rows * H : 0);
   const Weights<T> weights{s.w_hh + model * gates * H * H, memory.weights_at(), H, gates, H, plan.kept};
-  auto place = [&](int64_t step, int row, int unit) { return Place{model, step, row0 + row, unit}; };
-  auto nothing = [](int, int) { return Nothing{}; };
+  const Tiles<P> tiles(rows, H);
+  auto in_states = [&](const Position& at) { return at.row * stride + at.unit; };
+  auto in_carried = [&](const Position& at) { return at.row * H + at.unit; };
+  auto state = [&](const Position& at) { return state_of(shape, model, row0 + at.row, at.unit); };
 
   for (int i = threadIdx.x; i < memory.states(); i += blockDim.x) d[i] = T{};
   P::keep(weights);
-  for_positions(rows, H, [&](int row, int unit) {
-    const int64_t i = place(0, row, unit).state(shape);
-    dh[row * H + unit] = s.dh_n == nullptr ? A{} : widen(s.dh_n[i]);
-    if (CELL == Cell::lstm) dc[row * H + unit] = s.dc_n == nullptr ? A{} : widen(s.dc_n[i]);
+  Step step = step_of(shape, row0, static_cast<int>(shape.steps) - 1);
+  SequenceBackward<T> now = moved(s, model, step);
+  auto place = [&](const Position& at) { return Place{step, at.row, at.unit}; };
+  Saved<T, CELL> ahead[most_ahead];  // what the thread's first positions need, loaded a step before
+  auto is_ahead = [&](const Position& at) { return at.first && at.index < most_ahead; };
+  tiles.for_all([&](const Position& at) {
+    dh[in_carried(at)] = s.dh_n == nullptr ? A{} : widen(s.dh_n[state(at)]);
+    if (CELL == Cell::lstm) dc[in_carried(at)] = s.dc_n == nullptr ? A{} : widen(s.dc_n[state(at)]);
   });
-  __syncthreads();
-  for (int64_t step = shape.steps - 1; step >= 0; --step) {
-    for_positions(rows, H, [&](int row, int unit) {
-      A passing[gates];
-      const int i = row * H + unit;
-      A of_h = dh[i], of_c = CELL == Cell::lstm ? dc[i] : A{};
-      begin_step_back<CELL>(s, place(step, row, unit), of_h, of_c, passing);
-      dh[i] = of_h;
-      if (CELL == Cell::lstm) dc[i] = of_c;
-#pragma unroll
-      for (int g = 0; g < gates; ++g) d[row * stride + g * segment + unit] = narrow<T>(passing[g]);
-      expect_step_back<CELL>(s, place(step - 1, row, unit));
+  auto look_ahead = [&] {
+    if (step.number < 0) return;
+    tiles.for_first([&](const Position& at) {
+      if (is_ahead(at)) ahead[at.index] = saved<CELL>(now, place(at), state(at));
     });
+  };
+  look_ahead();
+  __syncthreads();
+  for (int number = step.number; number >= 0; --number) {
+    tiles.for_all(
+        [&](const Position& at) {
+          Saved<T, CELL> from{};
+          A of_h{}, of_c{};
+          if (at.valid) {
+            from = is_ahead(at) ? ahead[at.index] : saved<CELL>(now, place(at), state(at));
+            of_h = dh[in_carried(at)];
+            if (CELL == Cell::lstm) of_c = dc[in_carried(at)];
+          }
+          if (step.masked && !at.valid) return Differentiated<A, gates>{};  // there is no such row
+          return differentiate<CELL>(shape, place(at), from, of_h, of_c);
+        },
+        [&](const Position& at, const Differentiated<A, gates>& found) {
+          dh[in_carried(at)] = found.dh;
+          if (CELL == Cell::lstm) dc[in_carried(at)] = found.dc;
+#pragma unroll
+          for (int g = 0; g < gates; ++g) d[in_states(at) + g * segment] = narrow<T>(found.passing[g]);
+          store_gradients<CELL>(now, place(at), found);
+        });
+    const SequenceBackward<T> here = now;
+    const Step this_step = step;
+    now = moved(now, -rows_of_step(shape));
+    step = after(shape, step, -1);
+    look_ahead();
     __syncthreads();
+    auto place_then = [&](const Position& at) { return Place{this_step, at.row, at.unit}; };
+    auto product_of = [](const Position&, const A(&product)[1]) { return product[0]; };
     if constexpr (CELL == Cell::gru_before) {
-      for_products<P, 1, T>(weights, rows, d, stride, 2, 1, 0, nothing,
-                            [&](int row, int unit, const A(&product)[1], Nothing) {
-                              A of_h = dh[row * H + unit];
-                              const A of_r = differentiate_reset(s, place(step, row, unit), product[0], of_h);
-                              d[row * stride + unit] = narrow<T>(of_r);
-                              dh[row * H + unit] = of_h;
-                            });
+      for_products<1>(weights, tiles, d, stride, 2, 1, 0, product_of, [&](const Position& at, A product) {
+        A of_h = dh[in_carried(at)];
+        d[in_states(at)] = narrow<T>(differentiate_reset(here, place_then(at), state(at), product, of_h));
+        dh[in_carried(at)] = of_h;
+      });
       __syncthreads();
     }
-    for_products<P, 1, T>(weights, rows, d, stride, 0, CELL == Cell::gru_before ? 2 : gates, 0, nothing,
-                          [&](int row, int unit, const A(&product)[1], Nothing) {
-                            const int i = row * H + unit;
-                            A of_h = dh[i], of_c = CELL == Cell::lstm ? dc[i] : A{};
-                            end_step_back<T>(shape, place(step, row, unit), product[0], of_h, of_c);
-                            dh[i] = of_h;
-                            if (CELL == Cell::lstm) dc[i] = of_c;
-                          });
+    for_products<1>(weights, tiles, d, stride, 0, CELL == Cell::gru_before ? 2 : gates, 0, product_of,
+                    [&](const Position& at, A product) {
+                      const int i = in_carried(at);
+                      A of_h = dh[i], of_c = CELL == Cell::lstm ? dc[i] : A{};
+                      end_step_back(shape, place_then(at), product, of_h, of_c);
+                      dh[i] = of_h;
+                      if (CELL == Cell::lstm) dc[i] = of_c;
+                    });
     __syncthreads();
   }
-  for_positions(rows, H, [&](int row, int unit) {
-    const int64_t i = place(0, row, unit).state(shape);
-    s.dh0[i] = narrow<T>(dh[row * H + unit]);
-    if (CELL == Cell::lstm) s.dc0[i] = narrow<T>(dc[row * H + unit]);
+  tiles.for_all([&](const Position& at) {
+    s.dh0[state(at)] = narrow<T>(dh[in_carried(at)]);
+    if (CELL == Cell::lstm) s.dc0[state(at)] = narrow<T>(dc[in_carried(at)]);
   });
 }
 
@@ -183,21 +227,21 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
 
 constexpr int step_threads = 256;
 
-// Calls f(place) for all units of all rows of all models.
+// Calls f(model, b, unit, index in (E, B, H)) for all units of all rows of all models.
 template <class F>
-__device__ __forceinline__ void for_places(const SequenceShape& s, int64_t step, const F& f) {
+__device__ __forceinline__ void for_units(const SequenceShape& s, const F& f) {
   const int64_t all = s.models * s.batch * s.hidden;
   for (int64_t i = int64_t{1} * blockIdx.x * blockDim.x + threadIdx.x; i < all;
        i += int64_t{1} * gridDim.x * blockDim.x) {
     const int64_t row = i / s.hidden;
-    f(Place{row / s.batch, step, static_cast<int>(row % s.batch), static_cast<int>(i % s.hidden)});
+    f(row / s.batch, static_cast<int>(row % s.batch), static_cast<int>(i % s.hidden), i);
   }
 }
 
 template <int GATES, class T>
-__device__ __forceinline__ void products_of(const SequenceShape& s, const T* product, const Place& at,
+__device__ __forceinline__ void products_of(const SequenceShape& s, const T* product, int64_t state, int unit,
                                             Accumulate<T> (&sums)[GATES]) {
-  const int64_t first = (at.model * s.batch + at.b) * GATES * s.hidden + at.unit;
+  const int64_t first = (state - unit) * GATES + unit;
 #pragma unroll
   for (int g = 0; g < GATES; ++g) sums[g] = widen(product[first + g * s.hidden]);
 }
@@ -205,18 +249,16 @@ __device__ __forceinline__ void products_of(const SequenceShape& s, const T* pro
 template <class T>
 __global__ void __launch_bounds__(step_threads) begin_forward_step(const StepForward<T> f) {
   const SequenceShape& shape = f.sequence.shape;
-  for_places(shape, 0, [&](const Place& at) {
-    const int64_t i = at.state(shape);
-    f.h[i] = first_state(shape, f.sequence.h0, at);
-    if (f.c != nullptr) f.c[i] = widen(first_state(shape, f.sequence.c0, at));
+  for_units(shape, [&](int64_t, int b, int unit, int64_t i) {
+    const Place at{step_of(shape, b, 0), 0, unit};
+    f.h[i] = first_state(shape, f.sequence.h0, at, i);
+    if (f.c != nullptr) f.c[i] = widen(first_state(shape, f.sequence.c0, at, i));
   });
 }
 
 template <class T>
 __global__ void __launch_bounds__(step_threads) end_forward_step(const StepForward<T> f) {
-  const SequenceShape& shape = f.sequence.shape;
-  for_places(shape, 0, [&](const Place& at) {
-    const int64_t i = at.state(shape);
+  for_units(f.sequence.shape, [&](int64_t, int, int, int64_t i) {
     f.sequence.h_n[i] = f.h[i];
     if (f.c != nullptr) f.sequence.c_n[i] = narrow<T>(f.c[i]);
   });
@@ -225,19 +267,22 @@ __global__ void __launch_bounds__(step_threads) end_forward_step(const StepForwa
 template <class T, Cell CELL, int STAGE>
 __global__ void __launch_bounds__(step_threads) forward_step(const StepForward<T> f) {
   const SequenceForward<T>& s = f.sequence;
-  for_places(s.shape, f.step, [&](const Place& at) {
-    const int64_t i = at.state(s.shape);
-    const Accumulate<T> h = widen(f.h[i]);
+  for_units(s.shape, [&](int64_t model, int b, int unit, int64_t i) {
+    const Place at{step_of(s.shape, b, static_cast<int>(f.step)), 0, unit};
+    const SequenceForward<T> now = moved(s, model, at.step);
+    using A = Accumulate<T>;
+    const A h = widen(f.h[i]);
     if constexpr (CELL == Cell::gru_before && STAGE == 0) {
-      Accumulate<T> sums[2];
-      products_of(s.shape, f.product, at, sums);
-      f.r_h[i] = narrow<T>(gru_before_gates(s, at, sums, projected<2>(s, at, 0), h));
+      A sums[2];
+      products_of(s.shape, f.product, i, unit, sums);
+      f.r_h[i] = store_gates(now, at, reach_gates(sums, projected<2>(now, model, at, 0), h));
     } else {
       constexpr int gates = Forward<CELL>::gates;
-      Accumulate<T> sums[gates];
-      products_of(s.shape, f.product, at, sums);
-      finish_step<CELL>(s, at, sums, projected<gates>(s, at, Forward<CELL>::first_gate), h, f.h + i,
-                        CELL == Cell::lstm ? f.c + i : nullptr);
+      A sums[gates];
+      products_of(s.shape, f.product, i, unit, sums);
+      const Projected<T, gates> in = projected<gates>(now, model, at, Forward<CELL>::first_gate);
+      const Reached<A, gates> reached = Forward<CELL>::reach(now, at, sums, in, h, CELL == Cell::lstm ? f.c[i] : A{});
+      finish_step<CELL>(now, at, reached, f.h[i], f.h + i, CELL == Cell::lstm ? f.c + i : nullptr);
     }
   });
 }
@@ -247,8 +292,9 @@ __global__ void __launch_bounds__(step_threads) backward_step(const StepBackward
   using A = Accumulate<T>;
   const SequenceBackward<T>& s = f.sequence;
   const SequenceShape& shape = s.shape;
-  for_places(shape, f.step, [&](const Place& at) {
-    const int64_t i = at.state(shape);
+  for_units(shape, [&](int64_t model, int b, int unit, int64_t i) {
+    const Place at{step_of(shape, b, static_cast<int>(f.step)), 0, unit};
+    const SequenceBackward<T> now = moved(s, model, at.step);
     A of_h, of_c{};
     if (STAGE == 0 && f.step == shape.steps - 1) {
       of_h = s.dh_n == nullptr ? A{} : widen(s.dh_n[i]);
@@ -258,12 +304,15 @@ __global__ void __launch_bounds__(step_threads) backward_step(const StepBackward
       if (CELL == Cell::lstm) of_c = f.dc[i];
     }
     if constexpr (STAGE == 1) {
-      differentiate_reset(s, at, static_cast<A>(widen(f.product[i])), of_h);
+      differentiate_reset(now, at, i, static_cast<A>(widen(f.product[i])), of_h);
     } else {
-      const Place later{at.model, at.step + 1, at.b, at.unit};
-      if (f.step < shape.steps - 1) end_step_back<T>(shape, later, static_cast<A>(widen(f.product[i])), of_h, of_c);
-      A passing[gate_count(CELL)];
-      if (f.step >= 0) begin_step_back<CELL>(s, at, of_h, of_c, passing);
+      const Place later{after(shape, at.step, 1), 0, unit};
+      if (f.step < shape.steps - 1) end_step_back(shape, later, static_cast<A>(widen(f.product[i])), of_h, of_c);
+      if (f.step >= 0) {
+        const auto found = differentiate<CELL>(shape, at, saved<CELL>(now, at, i), of_h, of_c);
+        store_gradients<CELL>(now, at, found);
+        of_h = found.dh, of_c = found.dc;
+      }
     }
     f.dh[i] = of_h;
     if (CELL == Cell::lstm) f.dc[i] = of_c;
@@ -276,17 +325,18 @@ __global__ void __launch_bounds__(step_threads) backward_step(const StepBackward
 
 // ---------------------------------------------------------------------------------------------------- launches
 
-// Enough blocks for all processors if there are rows enough, and no more rows a block than its memory and 32 allow.
+// As many blocks as run at once, if there are rows enough: two a processor where both have room for all they want.
 template <class T, class P>
 Plan plan(const SequenceShape& s, bool backward, const Device& device) {
   const int batch = static_cast<int>(s.batch), units = static_cast<int>(s.hidden);
-  const int wanted =
-      static_cast<int>(s.models < device.processors ? divide_up(device.processors, static_cast<int>(s.models)) : 1);
-  int rows = least(32, divide_up(batch, least(batch, wanted)));
+  const int whole = round_up(units, P::depth_step), most_rows = 32;
+  const int64_t half = Memory<T, P>{s.cell, units, most_rows / 2, backward}.bytes(whole) + reserved_bytes;
+  const int64_t at_once = int64_t{1} * device.processors * (2 * half <= device.shared_bytes ? 2 : 1);
+  const int wanted = static_cast<int>(s.models < at_once ? at_once / s.models : 1);
+  int rows = least(most_rows, divide_up(batch, least(batch, wanted)));
   while (rows > 1 && Memory<T, P>{s.cell, units, rows, backward}.bytes(0) > device.shared_bytes) --rows;
   Plan plan{rows, divide_up(batch, rows), 0, 0, 0};
   const Memory<T, P> memory{s.cell, units, rows, backward};
-  const int whole = round_up(units, P::depth_step);
   for (plan.kept = whole; plan.kept > 0 && memory.bytes(plan.kept) > device.shared_bytes;) plan.kept -= P::depth_step;
   plan.bytes = memory.bytes(plan.kept);
   const int tiles = divide_up(rows, P::row_tile) * divide_up(units, P::unit_tile);
@@ -295,34 +345,41 @@ Plan plan(const SequenceShape& s, bool backward, const Device& device) {
 }
 
 template <class T, Cell CELL, class P>
-cudaError_t launch_sequence(const SequenceForward<T>& s, const Device& device, cudaStream_t stream) {
-  const Plan cut = plan<T, P>(s.shape, false, device);
+cudaError_t launch_sequence(const SequenceForward<T>& s, const Plan& cut, cudaStream_t stream) {
   return launch(forward_sequence<T, P, CELL>, s.shape.models * cut.parts, cut.threads, cut.bytes, stream, s, cut);
 }
 template <class T, Cell CELL, class P>
-cudaError_t launch_sequence(const SequenceBackward<T>& s, const Device& device, cudaStream_t stream) {
-  const Plan cut = plan<T, P>(s.shape, true, device);
+cudaError_t launch_sequence(const SequenceBackward<T>& s, const Plan& cut, cudaStream_t stream) {
   return launch(backward_sequence<T, P, CELL>, s.shape.models * cut.parts, cut.threads, cut.bytes, stream, s, cut);
 }
 
-// Calls f.operator()<P>() with the products that serve a shape: larger tiles where rows and units fill them.
+// Calls f.operator()<P>(plan) with the products that serve a shape: larger tiles where rows and units fill them.
 template <class T, class F>
-auto with_products(const SequenceShape& s, Math math, const F& f) {
-  const bool large = s.batch > 16 && s.hidden >= 64;
-  if constexpr (sizeof(T) == 2) {
-    return large ? f.template operator()<TensorCores<T, 2>>() : f.template operator()<TensorCores<T, 1>>();
-  } else if constexpr (sizeof(T) == 4) {
-    if (math == Math::tensor)
-      return large ? f.template operator()<TensorCores<T, 2>>() : f.template operator()<TensorCores<T, 1>>();
-    return large ? f.template operator()<Plain<T, 8>>() : f.template operator()<Plain<T, 4>>();
+auto with_products(const SequenceShape& s, Math math, bool backward, const Device& device, const F& f) {
+  auto call = [&]<class P>(P*) { return f.template operator()<P>(plan<T, P>(s, backward, device)); };
+  if constexpr (sizeof(T) == 8) {
+    return call(static_cast<Plain<T, 4>*>(nullptr));
   } else {
-    return f.template operator()<Plain<T, 4>>();
+    const bool tensor = sizeof(T) == 2 || math == Math::tensor;
+    using Small = TensorCores<T, 1>;
+    using Large = TensorCores<T, 2>;
+    if (tensor) {
+      const bool large = s.hidden >= 64 && plan<T, Small>(s, backward, device).rows > Small::row_tile;
+      return large ? call(static_cast<Large*>(nullptr)) : call(static_cast<Small*>(nullptr));
+    }
+    if constexpr (sizeof(T) == 4)
+      return s.batch > 16 && s.hidden >= 64 ? call(static_cast<Plain<T, 8>*>(nullptr))
+                                            : call(static_cast<Plain<T, 4>*>(nullptr));
+    else
+      return call(static_cast<Small*>(nullptr));
   }
 }
 
 template <class T, Cell CELL, class Sequence>
 cudaError_t launch_cell(const Sequence& s, Math math, const Device& device, cudaStream_t stream) {
-  return with_products<T>(s.shape, math, [&]<class P>() { return launch_sequence<T, CELL, P>(s, device, stream); });
+  constexpr bool backward = std::is_same_v<Sequence, SequenceBackward<T>>;
+  return with_products<T>(s.shape, math, backward, device,
+                          [&]<class P>(const Plan& cut) { return launch_sequence<T, CELL, P>(s, cut, stream); });
 }
 
 template <class T, class Sequence>
@@ -343,20 +400,15 @@ cudaError_t run_sequence(const Sequence& s, Math math, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-template <class T, class P>
-Fit fit(const SequenceShape& s, bool backward, const Device& device) {
-  if (s.batch >= 1 << 30 || s.hidden >= 1 << 14) return Fit::none;
-  const int units = static_cast<int>(s.hidden);
-  if (Memory<T, P>{s.cell, units, 1, backward}.bytes(0) > device.shared_bytes) return Fit::none;
-  const bool all = s.models == 0 || s.batch == 0 || plan<T, P>(s, backward, device).kept >= units;
-  return all ? Fit::resident : Fit::streamed;
-}
-
 template <class T>
 Fit fits(const SequenceShape& s, Math math, bool backward) {
   const Device device = this_device();
-  if (device.error != cudaSuccess) return Fit::none;
-  return with_products<T>(s, math, [&]<class P>() { return fit<T, P>(s, backward, device); });
+  if (device.error != cudaSuccess || s.batch >= 1 << 30 || s.hidden >= 1 << 14 || s.steps >= 1 << 30) return Fit::none;
+  if (s.models == 0 || s.batch == 0) return Fit::resident;
+  return with_products<T>(s, math, backward, device, [&]<class P>(const Plan& cut) {
+    if (cut.bytes > device.shared_bytes) return Fit::none;
+    return cut.kept >= s.hidden ? Fit::resident : Fit::streamed;
+  });
 }
 
 template <class T>

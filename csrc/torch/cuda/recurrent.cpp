@@ -68,11 +68,30 @@ Tensor input_rows(const Inputs& in) {
   return in.shared ? in.x.reshape({1, in.steps * in.batch, in.inputs}).expand({in.models, -1, -1}) : rows(in.x);
 }
 
+// Of an ensemble with biases, the input's products take those along: x has a column of ones behind it, and the weights
+// the biases. Columns up to a multiple of 8, which tensor cores ask for, are zero.
+bool takes_biases_along(const Inputs& in) { return in.b_ih.defined() && in.models > 1; }
+
+Tensor input_rows_and_ones(const Inputs& in) {
+  const Tensor x = in.shared ? in.x.reshape({1, in.steps * in.batch, in.inputs}) : rows(in.x);
+  const Tensor tail = at::zeros({1, 1, 8 - in.inputs % 8}, x.options());
+  tail.select(2, 0).fill_(1);
+  return at::cat({x, tail.expand({x.size(0), x.size(1), -1})}, 2).expand({in.models, -1, -1});
+}
+
 // W x + biases (E, T, B, gates H).
 Tensor projected(const Inputs& in, const Tensor& bias) {
-  const Tensor x = input_rows(in), w = in.w_ih.transpose(1, 2);
-  const Tensor gates = bias.defined() ? at::baddbmm(bias.unsqueeze(1), x, w) : at::bmm(x, w);
-  return gates.contiguous().view({in.models, in.steps, in.batch, in.w_ih.size(1)});
+  Tensor gates;
+  if (takes_biases_along(in)) {
+    const Tensor zeros = at::zeros({1, 1, 1}, bias.options()).expand({in.models, bias.size(1), 7 - in.inputs % 8});
+    const Tensor weights = at::cat({in.w_ih, bias.unsqueeze(2), zeros}, 2);
+    gates = at::bmm(input_rows_and_ones(in), weights.transpose(1, 2));
+  } else if (bias.defined() && in.models == 1) {
+    gates = at::addmm(bias[0], input_rows(in)[0], in.w_ih[0].t());
+  } else {
+    gates = at::bmm(input_rows(in), in.w_ih.transpose(1, 2));
+  }
+  return gates.view({in.models, in.steps, in.batch, in.w_ih.size(1)});
 }
 
 template <class T>
@@ -182,13 +201,27 @@ void gradient_of_input(const Inputs& in, Cell cell, const Tensor& d, Tensor& dx)
   }
 }
 
-void gradients_of_weights(const Inputs& in, const Options& options, const Tensor& d, const Tensor& y, const Tensor& aux,
-                          Gradients& out) {
-  const int64_t B = in.batch, H = in.hidden, width = in.w_ih.size(1), all = d.size(1);
-  const bool is_gru = options.cell == Cell::gru;
-  const Tensor x = input_rows(in);
-  sum_products(out.w_ih.narrow(1, 0, is_gru ? 2 * H : width), d, is_gru ? H : 0, x, false);
-  if (is_gru) sum_products(out.w_ih.narrow(1, 2 * H, H), d, 0, x, false);
+// The gradients of w_ih and of the biases, from those of the gates, (E, T B, gradients H).
+void gradients_at_input(const Inputs& in, Cell cell, const Tensor& d, Gradients& out) {
+  const int64_t H = in.hidden;
+  auto of_weights = [&](const Tensor& product) {
+    return cell == Cell::gru ? at::cat({product.narrow(1, H, 2 * H), product.narrow(1, 0, H)}, 1)
+                             : product.contiguous();
+  };
+  if (takes_biases_along(in)) {
+    const Tensor product = at::bmm(d.transpose(1, 2), input_rows_and_ones(in));
+    out.w_ih = of_weights(product.narrow(2, 0, in.inputs));
+    set_bias_gradients(out, product.select(2, in.inputs), cell);
+    return;
+  }
+  const int64_t from_input = cell == Cell::gru ? 3 * H : d.size(2);
+  out.w_ih = of_weights(at::bmm(d.narrow(2, 0, from_input).transpose(1, 2), input_rows(in)));
+  if (in.b_ih.defined()) set_bias_gradients(out, d.sum(1), cell);
+}
+
+void gradients_of_recurrent_weights(const Inputs& in, const Options& options, const Tensor& d, const Tensor& y,
+                                    const Tensor& aux, Gradients& out) {
+  const int64_t B = in.batch, H = in.hidden, width = in.w_hh.size(1), all = d.size(1);
   // Of the gradients that pass w_hh; n of gru_before sees r h' instead of h'.
   const int64_t column = d.size(2) - width, from_state = options.cell == Cell::gru_before ? 2 * H : width;
   const Tensor into = out.w_hh.narrow(1, 0, from_state);
@@ -242,10 +275,9 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   const Tensor of_rows = rows(dgates);
   if (need_x) gradient_of_input(in, options.cell, of_rows, d.x = at::empty({E, T_, B, I}, like));
   if (need_weights) {
-    d.w_ih = at::empty({E, width, I}, like);
     d.w_hh = at::empty({E, width, H}, like);
-    gradients_of_weights(in, options, of_rows, y_, aux, d);
-    if (in.b_ih.defined()) set_bias_gradients(d, of_rows.sum(1), options.cell);
+    gradients_at_input(in, options.cell, of_rows, d);
+    gradients_of_recurrent_weights(in, options, of_rows, y_, aux, d);
   }
   auto norms = [&](const Tensor& steps) { return at::linalg_vector_norm(steps, 2, {2, 3}).to(in.x.scalar_type()); };
   if (probe) d.dh_norms = norms(dh_steps);
