@@ -2,11 +2,13 @@
 
 Writes bench/results/<gpu>.json after every round of stages, and all that the stages say to bench/results/<gpu>.log.
 Stages of a round run side by side; each has a limit of its own, so that one that hangs costs no other, and all end
-within ten minutes. A stage that lacks a program or a package is skipped and says so; without the build, all others are.
+within ten minutes, or `--seconds`. A stage that lacks a program or a package is skipped and says so; without the build,
+all others are. With `--built`, the extension is taken as it lies in the tree.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -70,10 +72,10 @@ class Done:
     said: str  # the end of it
 
 
-def rounds(capability: str, lines: Path) -> list[list[Stage]]:
+def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[Stage]]:
     """All stages, for a GPU of this compute capability; what they measure goes to `lines`, one JSON object each.
 
-    A stage that is behind its time costs those at the end.
+    A stage that is behind its time costs those at the end. The extension is built first unless it is `built`.
     """
     build = {"RECURVE_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability, **toolkit()}
     exercise = [sys.executable, "-m", "bench.gpu.exercise"]
@@ -92,8 +94,9 @@ def rounds(capability: str, lines: Path) -> list[list[Stage]]:
         command = [sys.executable, "-m", "bench.gpu.grids", study, str(lines)]
         return Stage(f"a grid of {study}", command, limit, imports=("pandas", "scipy", "psutil", "rich", *imports))
 
+    building = Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 240, build, essential=True)
     return [
-        [Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 240, build, essential=True)],
+        *([] if built else [[building]]),
         [Stage("status", [sys.executable, "-c", SERVES], 60, essential=True)],
         [
             tests("tests of the recurrent ops", OPS[:1]),
@@ -102,15 +105,20 @@ def rounds(capability: str, lines: Path) -> list[list[Stage]]:
             tests("tests of the recurrent ops where blocks share a model", OPS[:1], **{FORCED: "grid"}),
             tests("tests of the recurrent ops step by step", OPS[:1], **{FORCED: "steps"}),
             tests("tests of what only CUDA has", ONLY_CUDA),
+            Stage("1000 repeats", [*exercise, "--repeats", "1000"], 100),
+            *map(sanitizer, SANITIZERS),
         ],
         [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 110)],
-        [Stage("1000 repeats", [*exercise, "--repeats", "1000"], 100), *map(sanitizer, SANITIZERS)],
         [grid("epidemic", 120)],
         [grid("vision", 60, "kornia")],
     ]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--built", action="store_true", help="take the extension as it lies in the tree")
+    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for all stages; default: %(default)s")
+    chosen = parser.parse_args(arguments)
     start = time.monotonic()
     try:
         gpu = describe_gpu()
@@ -124,9 +132,9 @@ def main() -> int:
     results: dict[str, Any] = {"gpu": gpu, "date": datetime.now(UTC).isoformat(), "commit": commit(), "stages": []}
     lacking = None  # the essential stage that did not pass
     with (RESULTS / f"{stem}.log").open("w") as log:
-        for stages in rounds(gpu["capability"], lines):
+        for stages in rounds(gpu["capability"], lines, built=chosen.built):
             with ThreadPoolExecutor(len(stages)) as pool:
-                left = ALL_SECONDS - (time.monotonic() - start)
+                left = chosen.seconds - (time.monotonic() - start)
                 for done, said in pool.map(lambda stage: run(stage, left, lacking), stages):  # noqa: B023 -- in this turn
                     if done.status != "passed" and any(stage.essential for stage in stages):
                         lacking = lacking or done.name

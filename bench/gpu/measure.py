@@ -1,11 +1,11 @@
 """Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE [WORD...]`.
 
 Appends one JSON line a case to FILE; with words, only cases whose group contains one of them. A side whose gradients
-are further from float64 than those of torch's own ops would allow is not timed. All sides of a case are captured as
-CUDA graphs, replayed in random order with a cold L2 cache, and timed by events; the ratio is the median over rounds of
-native time / ours, where native is the fastest of torch's own ways. A side that cannot be captured is timed as it is,
-and says so. Recurrent cases also tell the time of every design that the kernels have, so that the rules which choose
-among them and torch's own ops can be written from measurements.
+are further from float64 than those of torch's own ops would allow is not timed. All sides of a case run in random
+order with a cold L2 cache, recurrent ones as replays of CUDA graphs, and are timed by events; the ratio is the median
+over rounds of native time / ours, where native is the fastest of torch's own ways. Beside it stands the ratio of wall
+times as Python queues the steps. Recurrent cases also tell the time of every design that the kernels have, so that the
+rules which choose among them and torch's own ops can be written from measurements.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch.func import functional_call, stack_module_state
 import recurve
 from recurve._backend import Backend
 
-PAIRS, SECONDS_A_CASE = 15, 1.2
+PAIRS, SECONDS_A_CASE, SECONDS_EAGER = 15, 1.2, 0.1
+PAUSE_CYCLES = 6_000_000  # some 3 ms: longer than Python takes to queue a step of a convolution block
 DESIGN = "RECURVE_CUDA_DESIGN"
 DEVICE = "cuda"  # tests rehearse elsewhere
 UNIT = {"tf32": 2**-11, "bfloat16": 2**-8}  # what one rounding can change
@@ -201,10 +202,71 @@ def gate(case: Case | Block, steps: dict[str, Step]) -> dict[str, float]:
     exact = steps["exact"]()
     errors = {f"error {name}": error(step(), exact, models) for name, step in steps.items() if name != "exact"}
     allowed = 2 * errors["error native"] + 4 * UNIT[case.dtype]
+    if isinstance(case, Block) and case.pool == "max":  # where rounding turns a maximum, its gradient goes elsewhere
+        allowed += 2 * UNIT[case.dtype] ** 0.5
     for name in ("ours", "chosen"):
         if not errors[f"error {name}"] <= allowed:  # NaN is wrong too
             raise RuntimeError(f"{name} is wrong: {errors}, allowed {allowed:.2g}")
     return errors
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step as it is timed: the replay of its CUDA graph, or queued while the GPU pauses, so that none of it waits for
+    the CPU."""
+
+    run: Step
+    captured: bool
+
+
+def ready(step: Step, *, capture: bool = True) -> Timed:
+    """Warmed up, and captured unless that is impossible or not wanted: cuDNN benchmarks convolutions, and some of what
+    it chooses cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    if not capture:
+        step()
+        return Timed(step, captured=False)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return Timed(step, captured=False)
+    return Timed(graph.replay, captured=True)
+
+
+def milliseconds(timed: Timed, flush: Tensor) -> float:
+    """Of one step, after the L2 cache was overwritten."""
+    flush.zero_()
+    if not timed.captured:
+        torch.cuda._sleep(PAUSE_CYCLES)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    timed.run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def eager_milliseconds(step: Step) -> float:
+    """Wall time of one step as Python queues it, one after the other."""
+    step()
+    torch.cuda.synchronize()
+    start, steps = time.perf_counter(), 0
+    while steps < 3 or time.perf_counter() - start < SECONDS_EAGER:
+        step()
+        steps += 1
+        if steps % 3 == 0:
+            torch.cuda.synchronize()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / steps
 
 
 def times_of_designs(step: Step, flush: Tensor) -> dict[str, float]:
@@ -213,8 +275,8 @@ def times_of_designs(step: Step, flush: Tensor) -> dict[str, float]:
     for design in ("block", "grid", "steps"):
         os.environ[DESIGN] = design
         try:
-            replay, _ = captured(step)
-            found[design] = statistics.median(milliseconds(replay, flush) for _ in range(5))
+            timed = ready(step)
+            found[design] = statistics.median(milliseconds(timed, flush) for _ in range(5))
         except RuntimeError as error:
             if DESIGN not in str(error):
                 raise
@@ -223,53 +285,24 @@ def times_of_designs(step: Step, flush: Tensor) -> dict[str, float]:
     return found
 
 
-def captured(step: Step) -> tuple[Step, bool]:
-    """The step as a replay of its CUDA graph, and whether it could be captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return step, False
-    return graph.replay, True
-
-
-def milliseconds(step: Step, flush: Tensor) -> float:
-    """Of one step, after the L2 cache was overwritten."""
-    flush.zero_()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    step()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
-
-
 def measured(case: Case | Block, flush: Tensor) -> dict[str, Any]:
     """Errors and times of all sides, and the paired ratios of native time / ours and native time / that as chosen."""
     steps = sides(case)
     row: dict[str, Any] = gate(case, steps)
     del steps["exact"]
-    replays = {name: captured(step) for name, step in steps.items()}
+    timed = {name: ready(step, capture=isinstance(case, Case)) for name, step in steps.items()}
     rounds: list[dict[str, float]] = []
     start = time.monotonic()
     while len(rounds) < PAIRS and (len(rounds) < 3 or time.monotonic() - start < SECONDS_A_CASE):
-        names = random.sample(list(replays), len(replays))
-        rounds.append({name: milliseconds(replays[name][0], flush) for name in names})
-    row |= {"pairs": len(rounds), "not_captured": [n for n, (_, whole) in replays.items() if not whole]}
+        names = random.sample(list(timed), len(timed))
+        rounds.append({name: milliseconds(timed[name], flush) for name in names})
+    row |= {"pairs": len(rounds), "not_captured": [name for name, one in timed.items() if not one.captured]}
     medians = {name: statistics.median(r[name] for r in rounds) for name in steps}
     row |= {f"{name}_ms": median for name, median in medians.items()}
     native = min((name for name in medians if name.startswith("native")), key=medians.__getitem__)
     row["ratio"] = statistics.median(r[native] / r["ours"] for r in rounds)
     row["ratio_chosen"] = statistics.median(r[native] / r["chosen"] for r in rounds)
+    row["ratio_eager"] = eager_milliseconds(steps[native]) / eager_milliseconds(steps["chosen"])
     if isinstance(case, Case):
         row["designs_ms"] = times_of_designs(steps["ours"], flush)
     return row

@@ -24,7 +24,7 @@ def python(code, name="a stage", limit=60.0, **options):
 
 def test_without_a_gpu_one_sentence_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu.main() == 2
+    assert gpu.main([]) == 2
     said = capsys.readouterr().err
     assert said.startswith("make gpu: torch ")
     assert "CUDA" in said or "GPU" in said
@@ -38,12 +38,11 @@ def test_stages_have_names_of_their_own(tmp_path):
 def test_no_stage_outlasts_the_ten_minutes_of_all(monkeypatch, tmp_path):
     sleeps = [[python("import time; time.sleep(60)", f"sleeper {i}")] for i in range(3)]
     monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
-    monkeypatch.setattr(gpu, "rounds", lambda capability, lines: sleeps)
+    monkeypatch.setattr(gpu, "rounds", lambda capability, lines, built: sleeps)
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     assert gpu.ALL_SECONDS < 600
-    monkeypatch.setattr(gpu, "ALL_SECONDS", 2.0)
     start = time.monotonic()
-    assert gpu.main() == 1
+    assert gpu.main(["--seconds", "2"]) == 1
     assert time.monotonic() - start < 20
     stages = json.loads((tmp_path / "nvidia-test-gpu.json").read_text())["stages"]
     assert [stage["status"] for stage in stages] == ["out of time", *["skipped: no time is left"] * 2]
@@ -52,9 +51,9 @@ def test_no_stage_outlasts_the_ten_minutes_of_all(monkeypatch, tmp_path):
 def test_without_the_build_nothing_else_pretends_to_pass(monkeypatch, tmp_path):
     rounds = [[python("import sys; sys.exit(1)", "build", essential=True)], [python("", "tests"), python("", "more")]]
     monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
-    monkeypatch.setattr(gpu, "rounds", lambda capability, lines: rounds)
+    monkeypatch.setattr(gpu, "rounds", lambda capability, lines, built: rounds)
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    assert gpu.main() == 1
+    assert gpu.main([]) == 1
     stages = json.loads((tmp_path / "nvidia-test-gpu.json").read_text())["stages"]
     assert [stage["status"] for stage in stages] == ["failed", *["skipped: 'build' did not pass"] * 2]
 
@@ -73,8 +72,9 @@ SMALL = {"steps": 3, "batch": 4, "inputs": 3, "hidden": 5}
 @pytest.mark.parametrize("group", sorted({case.group for case in measure.cases()}))
 def test_a_case_of_each_group_is_measured(group, monkeypatch):
     monkeypatch.setattr(measure, "DEVICE", "cpu")
-    monkeypatch.setattr(measure, "captured", lambda step: (step, True))
-    monkeypatch.setattr(measure, "milliseconds", lambda step, flush: (step(), 1.0)[1])
+    monkeypatch.setattr(measure, "ready", lambda step, capture=True: measure.Timed(step, captured=True))
+    monkeypatch.setattr(measure, "milliseconds", lambda timed, flush: (timed.run(), 1.0)[1])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     case = next(case for case in measure.cases() if case.group == group)
     few = {"models": 2, **SMALL} if isinstance(case, measure.Case) and case.models > 1 else SMALL
     small = replace(case, **few if isinstance(case, measure.Case) else {"batch": 2, "size": 9})
@@ -129,7 +129,8 @@ def test_a_stage_ends_in_one_of_five_ways(stage, status):
 
 
 def test_results_of_other_stages_survive_one_that_fails_and_one_that_hangs(monkeypatch, tmp_path, capsys):
-    def rounds(capability, lines):
+    def rounds(capability, lines, built):
+        assert not built
         row = json.dumps({"group": "GRU training", "ratio": 4.0, "ratio_chosen": 0.9})
         return [
             [python("print('built')", "build")],
@@ -143,7 +144,7 @@ def test_results_of_other_stages_survive_one_that_fails_and_one_that_hangs(monke
     monkeypatch.setattr(gpu, "describe_gpu", lambda: GPU)
     monkeypatch.setattr(gpu, "rounds", rounds)
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    assert gpu.main() == 1
+    assert gpu.main([]) == 1
     results = json.loads((tmp_path / "nvidia-test-gpu.json").read_text())
     assert {stage["name"]: stage["status"] for stage in results["stages"]} == {
         "build": "passed",
