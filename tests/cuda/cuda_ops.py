@@ -14,7 +14,7 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 # Claims on the CPU alone: its threads, instruction sets, algorithms and fallbacks; lengths on a GPU are not looked at.
-CPU_ONLY = ("thread", "instruction_set", "wrong_lengths", "autocast_cpu", "conv_block_winograd")
+CPU_ONLY = ("on_the_cpu", "thread", "instruction_set", "wrong_lengths", "autocast_cpu", "conv_block_winograd")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -223,8 +223,8 @@ def test_strided_and_expanded_output_gradients(op, reverse, generator):
     assert_close(found, results(summed(reference(case)), tensors, arguments), 1e-10)
 
 
-@every_op
-def test_an_ensemble_equals_its_models_one_by_one(op, generator):
+def ensemble_and_its_models(op, generator):
+    """Outputs of three models together, and one by one."""
     case = Sequence(op, models=3, hidden=19, batch=5)
     tensors, arguments = case.tensors(generator), case.arguments(generator)
     with recurve.backend("fused"):
@@ -232,7 +232,17 @@ def test_an_ensemble_equals_its_models_one_by_one(op, generator):
         alone = [
             results(getattr(ops, op), {n: t[e] for n, t in tensors.items()}, arguments, wanted=()) for e in range(3)
         ]
-    assert_same(together, {name: torch.stack([a[name] for a in alone]) for name in together})
+    return together, {name: torch.stack([a[name] for a in alone]) for name in together}
+
+
+@every_op
+def test_an_ensemble_equals_its_models_one_by_one(op, generator):
+    assert_close(*ensemble_and_its_models(op, generator), 1e-14)
+
+
+@every_op
+def test_an_ensemble_equals_its_models_bit_for_bit_on_the_cpu(op, generator):
+    assert_same(*ensemble_and_its_models(op, generator))
 
 
 @every_op
