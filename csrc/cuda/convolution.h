@@ -8,6 +8,7 @@
 #pragma once
 
 #include "convolution_tensor.h"
+#include "convolution_tiles.h"
 #include "convolution_work.h"
 #include "launch.h"
 
@@ -290,21 +291,34 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_im
   }
 }
 
+constexpr int add_threads = 256;
+
+// Sums of weights and of biases over parts. A warp takes every 8th part of 32 of them.
 template <class T>
 struct PartSums {
-  const Accumulate<T>* sums;  // (parts, size)
-  int64_t size;
+  const Accumulate<T>* sums[2];  // (parts, size) each
+  int64_t sizes[2];
   int parts;
-  T* to;
+  T* to[2];  // or null
 };
 
 template <class T>
-__global__ void __launch_bounds__(conv_threads) add_parts(const PartSums<T> p) {
-  const int64_t i = int64_t{1} * blockIdx.x * conv_threads + threadIdx.x;
-  if (i >= p.size) return;
-  Accumulate<T> sum = p.sums[i];
-  for (int part = 1; part < p.parts; ++part) sum += p.sums[part * p.size + i];
-  p.to[i] = narrow<T>(sum);
+__global__ void __launch_bounds__(add_threads) add_parts(const PartSums<T> p) {
+  Accumulate<T>* const of_warps = reinterpret_cast<Accumulate<T>*>(shared_memory());
+  int64_t i = int64_t{1} * blockIdx.x * warp_size + lane();
+  const int which = i < p.sizes[0] ? 0 : 1;
+  if (which == 1) i -= p.sizes[0];
+  const bool wanted = i < p.sizes[which] && p.to[which] != nullptr;
+  Accumulate<T> sum{};
+  if (wanted)
+#pragma unroll 4
+    for (int part = warp(); part < p.parts; part += add_threads / warp_size)
+      sum += p.sums[which][part * p.sizes[which] + i];
+  of_warps[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp() > 0 || !wanted) return;
+  for (int other = threadIdx.x + warp_size; other < add_threads; other += warp_size) sum += of_warps[other];
+  p.to[which][i] = narrow<T>(sum);
 }
 
 // ---------------------------------------------------------------------------------------------------- launches
@@ -406,8 +420,15 @@ cudaError_t launch_convolution(const Convolution<T>& c, Math math, cudaStream_t 
 }
 
 template <class T>
+cudaError_t launch_forward(const Convolution<T>& c, const ConvShape& s, Math math, cudaStream_t stream) {
+  if (tiles_serve(s) && tiles_hold_windows(c) && !on_tensor_cores(c, math))
+    return launch_tiles(c, pixels_of<T>(s, c.x, nullptr, nullptr, 1), stream);
+  return launch_convolution(c, math, stream);
+}
+
+template <class T>
 cudaError_t conv_forward(const ConvForward<T>& f, Math math, cudaStream_t stream) {
-  return countable(f.shape) ? launch_convolution(forward_convolution(f), math, stream) : cudaErrorInvalidValue;
+  return countable(f.shape) ? launch_forward(forward_convolution(f), f.shape, math, stream) : cudaErrorInvalidValue;
 }
 
 // How the sum over pixels is cut, by sizes alone, so that results are the same on every GPU.
@@ -442,15 +463,38 @@ inline CorrelationPlan correlation_plan(const ConvShape& s, Math math) {
   return plan;
 }
 
+// Whether tiles serve both gradients.
+inline bool differentiates_in_tiles(const ConvShape& s, Math math) {
+  const int64_t taps = s.kernel[0] * s.kernel[1];
+  return tiles_serve(s) && !correlates_on_tensor_cores(s, math) &&
+         !(math == Math::tensor && fills_tiles(s.channels / s.groups, s.outputs / s.groups * taps));
+}
+
+// Whether these make the gradients of pixels from y, and need no room for them.
+inline bool differentiates_while_reading(const ConvShape& s, Math math) {
+  return differentiates_in_tiles(s, math) && tiles_hold_windows(s) && s.keeps_enough();
+}
+
+template <class T>
+int64_t parts_of_sums(const ConvShape& s, Math math) {
+  return differentiates_in_tiles(s, math) ? tiled_correlation_plan<T>(s).parts : correlation_plan(s, math).parts;
+}
+
 template <class T>
 ConvScratch conv_scratch(const ConvShape& s, Math math) {
   const int64_t pixels = s.models * s.batch * s.outputs * s.convolved(0) * s.convolved(1);
   const int64_t weights = s.outputs * (s.channels / s.groups) * s.kernel[0] * s.kernel[1];
-  return {pixels, correlation_plan(s, math).parts * s.models * (weights + s.outputs)};
+  return {differentiates_while_reading(s, math) ? 0 : pixels,
+          parts_of_sums<T>(s, math) * s.models * (weights + s.outputs)};
 }
 
 template <class T>
 cudaError_t launch_direct_correlation(Correlation<T> c, const CorrelationPlan& plan, cudaStream_t stream) {
+  c.strips = static_cast<int>(plan.strips), c.places = static_cast<int>(plan.places);
+  c.part_places = static_cast<int>(pieces(plan.places, plan.parts));
+  c.output_tiles = divide_up(c.outputs, plan.outputs);
+  if constexpr (sizeof(T) <= 4)
+    if (plan.tensor) return launch_tensor_correlation(c, plan.blocks, stream);
   c.tap_tiles = divide_up(c.rows.taps, plan.taps);
   c.next[2] = conv_threads % c.columns.results;
   c.next[1] = conv_threads / c.columns.results % c.strips;
@@ -466,11 +510,11 @@ cudaError_t launch_direct_correlation(Correlation<T> c, const CorrelationPlan& p
                           : with_outputs(correlate_images<T, 1, 7>, correlate_images<T, 4, 7>);
 }
 
+// `pixels`: their gradients, or null to make them from y.
 template <class T>
 cudaError_t launch_correlation(const ConvBackward<T>& d, Math math, const T* pixels, Accumulate<T>* sums,
                                cudaStream_t stream) {
   const ConvShape& s = d.shape;
-  const CorrelationPlan plan = correlation_plan(s, math);
   const int64_t weights = s.models * s.outputs * (s.channels / s.groups) * s.kernel[0] * s.kernel[1];
   const int64_t biases = s.models * s.outputs;
   Correlation<T> c{};
@@ -480,23 +524,32 @@ cudaError_t launch_correlation(const ConvBackward<T>& d, Math math, const T* pix
   c.rows = axis_of(s, 0), c.columns = axis_of(s, 1);
   c.shared = s.shared;
   c.x = d.x, c.pixels = pixels;
-  c.weights = sums, c.biases = d.dbias == nullptr ? nullptr : sums + plan.parts * weights;
-  c.strips = static_cast<int>(plan.strips), c.places = static_cast<int>(plan.places);
-  c.parts = static_cast<int>(plan.parts), c.part_places = static_cast<int>(pieces(plan.places, plan.parts));
-  c.output_tiles = divide_up(c.outputs, plan.outputs);
-  cudaError_t error;
-  if constexpr (sizeof(T) <= 4)
-    error =
-        plan.tensor ? launch_tensor_correlation(c, plan.blocks, stream) : launch_direct_correlation(c, plan, stream);
-  else
-    error = launch_direct_correlation(c, plan, stream);
-  auto add = [&](const Accumulate<T>* from, int64_t size, T* to) {
-    if (to == nullptr) return cudaSuccess;
-    return launch(add_parts<T>, pieces(size, conv_threads), conv_threads, 0, stream,
-                  PartSums<T>{from, size, c.parts, to});
-  };
-  if (error == cudaSuccess) error = add(c.weights, weights, d.dweight);
-  return error != cudaSuccess ? error : add(c.biases, biases, d.dbias);
+  c.parts = static_cast<int>(parts_of_sums<T>(s, math));
+  c.weights = sums, c.biases = d.dbias == nullptr ? nullptr : sums + c.parts * weights;
+  const cudaError_t error =
+      differentiates_in_tiles(s, math)
+          ? launch_tiled_correlation(c, s, gradients_of(d, pixels), tiled_correlation_plan<T>(s), stream)
+          : launch_direct_correlation(c, correlation_plan(s, math), stream);
+  if (error != cudaSuccess) return error;
+  return launch(add_parts<T>, pieces(weights + biases, warp_size), add_threads, add_threads * sizeof(Accumulate<T>),
+                stream, PartSums<T>{{c.weights, c.biases}, {weights, biases}, c.parts, {d.dweight, d.dbias}});
+}
+
+// Leaves the gradients of pixels in `pixels`.
+template <class T>
+cudaError_t launch_differentiation(const ConvBackward<T>& d, Math math, T* pixels, cudaStream_t stream) {
+  const ConvShape& s = d.shape;
+  if (!s.keeps_enough()) {  // the pixels before their activation
+    Convolution<T> c = forward_convolution<T>({s, d.x, d.weight, d.bias, pixels, nullptr});
+    c.activation = Activation::none, c.pool = Pool::none;
+    const cudaError_t error = launch_forward(c, s, math, stream);
+    if (error != cudaSuccess) return error;
+  }
+  const int64_t windows =
+      s.models * s.batch * s.outputs * pieces(s.convolved(0), s.window[0]) * pieces(s.convolved(1), s.window[1]);
+  const int64_t blocks = pieces(windows, conv_threads);
+  return launch(differentiate_pixels<T>, blocks < (1 << 20) ? blocks : 1 << 20, conv_threads, 0, stream,
+                PixelGradient<T>{s, d.y, d.dy, d.places, pixels, windows});
 }
 
 template <class T>
@@ -504,23 +557,19 @@ cudaError_t conv_backward(const ConvBackward<T>& d, Math math, T* pixels, Accumu
   const ConvShape& s = d.shape;
   if (!countable(s)) return cudaErrorInvalidValue;
   cudaError_t error = cudaSuccess;
-  if (!s.keeps_enough()) {  // the pixels before their activation
-    Convolution<T> c = forward_convolution<T>({s, d.x, d.weight, d.bias, pixels, nullptr});
-    c.activation = Activation::none, c.pool = Pool::none;
-    error = launch_convolution(c, math, stream);
-    if (error != cudaSuccess) return error;
+  const T* gradients = nullptr;  // of pixels; null: made from y where they are read
+  if (!differentiates_while_reading(s, math)) {
+    gradients = d.dy;  // as they are where the block is a convolution alone
+    if (s.pool != Pool::none || s.activation != Activation::none) {
+      error = launch_differentiation(d, math, pixels, stream);
+      gradients = pixels;
+    }
   }
-  const T* gradients = d.dy;  // as they are where the block is a convolution alone
-  if (s.pool != Pool::none || s.activation != Activation::none) {
-    const int64_t windows =
-        s.models * s.batch * s.outputs * pieces(s.convolved(0), s.window[0]) * pieces(s.convolved(1), s.window[1]);
-    const int64_t blocks = pieces(windows, conv_threads);
-    error = launch(differentiate_pixels<T>, blocks < (1 << 20) ? blocks : 1 << 20, conv_threads, 0, stream,
-                   PixelGradient<T>{s, d.y, d.dy, d.places, pixels, windows});
-    if (error != cudaSuccess) return error;
-    gradients = pixels;
+  if (error == cudaSuccess && d.dx != nullptr) {
+    const Convolution<T> c = transposed_convolution(s, gradients, d.weight, d.dx);
+    error = differentiates_in_tiles(s, math) ? launch_tiles(c, gradients_of(d, gradients), stream)
+                                             : launch_convolution(c, math, stream);
   }
-  if (d.dx != nullptr) error = launch_convolution(transposed_convolution(s, gradients, d.weight, d.dx), math, stream);
   if (error != cudaSuccess || (d.dweight == nullptr && d.dbias == nullptr)) return error;
   return launch_correlation(d, math, gradients, sums, stream);
 }

@@ -64,20 +64,20 @@ struct Work {
 
 // A block's number taken apart: each call gives its place among `count`, those side by side first.
 struct BlockNumber {
-  int64_t rest = blockIdx.x;
+  unsigned rest = blockIdx.x;
 
-  __device__ __forceinline__ int64_t place_among(int64_t count) {
-    const int64_t place = rest % count;
-    rest /= count;
-    return place;
+  __device__ __forceinline__ int digit(int64_t count) {
+    const auto by = static_cast<unsigned>(count);
+    const unsigned place = rest % by;
+    rest /= by;
+    return static_cast<int>(place);
   }
-  __device__ __forceinline__ int digit(int count) { return static_cast<int>(place_among(count)); }
 };
 
 template <class T>
 __device__ __forceinline__ Work work_of_block(const Convolution<T>& c, int outputs) {
   BlockNumber block;
-  const int64_t tile = block.place_among(c.tiles);
+  const int64_t tile = block.digit(c.tiles);
   const int first = block.digit(c.output_tiles) * outputs, group = block.digit(c.groups);
   return {tile, block.rest, group, first, least(outputs, c.outputs - first)};
 }

@@ -70,11 +70,11 @@ struct alignas(16) Words {
   uint32_t of[4];
 };
 
-// Elements that lie side by side, in one access: `from` is aligned to all of them.
+// Elements that lie side by side, in one access: `from` is aligned as V is.
 template <class V, class T>
 __device__ __forceinline__ V together(const T* from) {
 #if !defined(__CUDACC__)
-  emulation::expect_aligned(from, sizeof(V));
+  emulation::expect_aligned(from, alignof(V));
 #endif
   return *reinterpret_cast<const V*>(from);
 }

@@ -54,7 +54,7 @@ def readable(mangled: str) -> str:
         return mangled
     name = subprocess.run([demangler, mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"recurve::(cuda::)?", "", re.sub(r"^void ", "", name))
-    return re.sub(r"\((?:Sequence|Step|Convolution|Correlation|PixelGradient|PartSums).*$", "", name)
+    return re.sub(r"\((?:Sequence|Step|Convolution|Correlation|Tiled|PixelGradient|PartSums).*$", "", name)
 
 
 def compiled(source: Path, architecture: str, folder: Path) -> list[Kernel]:

@@ -149,7 +149,7 @@ def test_results_step_by_step_equal_the_references(library):
 
 
 def test_convolution_blocks_equal_the_references(library):
-    which = "float64_equals or not_a_number or ties or strided or 16_bit or float32_sums or convolution_blocks"
+    which = "float64_equals or not_a_number or ties or tiled or 16_bit or float32_sums or convolution_blocks"
     files = "tests/recurve/test_ops_conv.py tests/recurve/cuda_convolution.py tests/recurve/tensor_cores.py"
     passes(library, f"{LARGE} {SMALL}", f"{files} -k {which}", of=8)
 
@@ -212,6 +212,13 @@ BARRIERS = {  # of a header: a source that has it; the design, machine and tests
     "recurrent.h": ("recurrent_double.cu", "block", f"{LARGE} {SMALL}", f"{OPS} -k float64_equals_the_reference", 24),
     "grid.h": ("grid_double.cu", "grid", f"{MANY} {FEW}", f"{OPS} -k float64_equals_the_reference", 24),
     "convolution.h": ("convolution_double.cu", "block", LARGE, "tests/recurve/test_ops_conv.py -k float64_equals", 16),
+    "convolution_tiles.h": (
+        "convolution_double.cu",
+        "block",
+        LARGE,
+        "tests/recurve/cuda_convolution.py -k tiled_blocks and 35",
+        1,
+    ),
     "convolution_tensor.h": (
         "convolution_bfloat16.cu",
         "block",

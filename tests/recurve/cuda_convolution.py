@@ -57,6 +57,26 @@ WIDE_POOLED = [
     Block(channels=16, outputs=33, kernel=(5, 2), options={"pool_size": (1, 4), "padding": (2, 1)}),
 ]
 
+TILED = [  # square kernels of 3, 5 or 7 with same padding: several tiles, sites, slices and pieces of channels
+    Block(batch=2, channels=3, outputs=7, size=(38, 70), options={"padding": 1}),
+    Block(batch=5, channels=1, outputs=4, size=(12, 12), options={"padding": 1, "activation": "leaky_relu"}),
+    Block(batch=2, channels=35, outputs=2, size=(10, 9), options={"padding": 1, "pool": "average"}),
+    Block(batch=2, channels=19, outputs=9, size=(13, 15), models=2, options={"padding": 1, "activation": "sigmoid"}),
+    Block(batch=3, channels=9, outputs=9, kernel=(5, 5), size=(21, 36), options={"padding": 2, "groups": 9}),
+    Block(batch=2, channels=4, outputs=3, kernel=(5, 5), options={"padding": 2, "pool": "none", "activation": "none"}),
+    Block(
+        channels=6,
+        outputs=6,
+        kernel=(7, 7),
+        size=(34, 32),
+        models=2,
+        shared=True,
+        options={"padding": 3, "groups": 6, "pool": "none", "activation": "tanh"},
+    ),
+    Block(channels=4, outputs=6, kernel=(7, 7), no_bias=True, options={"padding": 3, "groups": 2, "pool_size": (3, 2)}),
+    Block(channels=3, outputs=3, options={"padding": 1, "activation": "silu"}),
+]
+
 
 def compiled(x, weight, bias=None, **options):
     """The op itself, whatever the selector says."""
@@ -68,14 +88,14 @@ def compiled(x, weight, bias=None, **options):
     return torch.ops.recurve.conv_block(x, weight, bias, *pairs)
 
 
-@pytest.mark.parametrize("case", STRIDED, ids=str)
-def test_strided_blocks_equal_torch(case, generator):
+@pytest.mark.parametrize("case", STRIDED + TILED, ids=str)
+def test_strided_and_tiled_blocks_equal_torch(case, generator):
     tensors = case.tensors(generator)
     assert_close(results(compiled, tensors, case.options), results(reference(case), tensors, case.options), 1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", NARROW + WIDE + WIDE_POOLED, ids=str)
+@pytest.mark.parametrize("case", NARROW + WIDE + WIDE_POOLED + TILED, ids=str)
 def test_16_bit_blocks_round_what_they_store_and_nothing_else(case, dtype, generator):
     tensors = {name: t.to(dtype) for name, t in case.tensors(generator).items()}
     found = results(compiled, tensors, case.options)

@@ -1,0 +1,693 @@
+// The convolution block where the kernel is a square of 3, 5 or 7, moves by one and keeps the image's size. A block
+// brings tiles of images to shared memory, and a thread sums regions of a few rows and 4 columns in registers, so that
+// most of its instructions are multiply-adds. Gradients of pixels are made from those of y where they are read.
+//
+// Per 4 columns of a row that a thread reads (3 words of 16 bytes), it has 4 K multiply-adds for each output and each
+// of the rows that this one meets: 48 to 112 in all.
+#pragma once
+
+#include "convolution_work.h"
+#include "launch.h"
+
+namespace recurve::cuda {
+
+// Of a block; at least so many reside on a processor, which leaves 128 registers, or 168 to kernels of 7 x 7.
+template <int K>
+constexpr int tile_threads = K == 7 ? 128 : 256;
+template <class T, int K>
+constexpr int resident_tiles = sizeof(Accumulate<T>) == 8 ? 1
+                               : K == 7                   ? 3
+                                                          : 2;
+constexpr int region_columns = 4, most_across = 16;         // of a region; regions of a tile
+constexpr int64_t tile_bytes = 40000, plane_bytes = 20000;  // of a block, and of a plane in it: several blocks reside
+
+// N elements that lie side by side, in accesses of up to 16 bytes.
+template <int N, class T>
+struct alignas(least(16, N * sizeof(T))) Several {
+  T of[N];
+};
+
+// Elements of a row from `column` on; zero outside.
+template <int N, class T>
+__device__ __forceinline__ Several<N, T> load_several(const T* row, int column, int columns, bool at_once) {
+  const auto inside = [&](int i) { return static_cast<unsigned>(column + i) < static_cast<unsigned>(columns); };
+  Several<N, T> found{};
+  if (at_once) {
+    if (inside(0)) found = together<Several<N, T>>(row + column);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (inside(i)) found.of[i] = row[column + i];
+  }
+  return found;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_several(T* row, const Several<N, T>& from, int column, int columns,
+                                              bool at_once) {
+  if (at_once) {
+    if (column < columns) *reinterpret_cast<Several<N, T>*>(row + column) = from;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (column + i < columns) row[column + i] = from.of[i];
+  }
+}
+
+// Division by a number that all threads share: of n < 2^31 / by.
+struct Divisor {
+  unsigned by = 1, factor = 0;
+
+  Divisor() = default;
+  explicit Divisor(int by_) : by(by_), factor((1u << 31) / by_ + 1) {}
+  __device__ __forceinline__ int quotient(int n) const {
+    return static_cast<int>(static_cast<uint64_t>(static_cast<unsigned>(n)) * factor >> 31);
+  }
+  // The quotient; leaves the remainder.
+  __device__ __forceinline__ int divide(int& n) const {
+    const int q = quotient(n);
+    n -= q * static_cast<int>(by);
+    return q;
+  }
+};
+
+// Planes of images, or of gradients of pixels: these follow from dy, y and places by window.
+template <class T>
+struct Pixels {
+  int rows, columns;  // of `values`: of pixels or of windows
+  int window;         // 1 or 2 pixels down and across
+  const T *values, *y;
+  const uint8_t* places;
+  Activation activation;
+  bool at_once;  // `values`, `y` and `places` may be read 4 / window at a time
+};
+
+// WINDOW rows of 4 pixels, from `row` down, a multiple of WINDOW, and `column`, a multiple of 4; zero outside.
+template <int WINDOW, class T, class A = Accumulate<T>>
+__device__ __forceinline__ void read_pixels(A (&to)[WINDOW][region_columns], const Pixels<T>& p, int64_t plane, int row,
+                                            int column) {
+  constexpr int count = region_columns / WINDOW;
+  row >>= WINDOW - 1, column >>= WINDOW - 1;
+  A values[count] = {};
+  Several<count, uint8_t> places{};
+  if (static_cast<unsigned>(row) < static_cast<unsigned>(p.rows)) {
+    const int64_t at = plane * p.rows * p.columns + row * p.columns;
+    const auto found = load_several<count>(p.values + at, column, p.columns, p.at_once);
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] = widen(found.of[i]);
+    if (p.y != nullptr) {
+      const auto of_y = load_several<count>(p.y + at, column, p.columns, p.at_once);
+      auto apply = [&](Activation activation) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          const A y = widen(of_y.of[i]);
+          values[i] *= activation_slope(y, y, activation);
+        }
+      };
+      if (p.activation == Activation::relu)
+        apply(Activation::relu);
+      else
+        apply(p.activation);
+    }
+    if (WINDOW > 1 && p.places != nullptr) places = load_several<count>(p.places + at, column, p.columns, p.at_once);
+  }
+#pragma unroll
+  for (int r = 0; r < WINDOW; ++r)
+#pragma unroll
+    for (int s = 0; s < region_columns; ++s) {
+      const A value = values[s / WINDOW];
+      if constexpr (WINDOW == 1)
+        to[r][s] = value;
+      else if (p.places == nullptr)
+        to[r][s] = value / (WINDOW * WINDOW);
+      else
+        to[r][s] = places.of[s / WINDOW] == r * WINDOW + s % WINDOW ? value : A{};
+    }
+}
+
+// How a block's tiles lie: `down` x `across` regions, with K / 2 rows above and below and 4 columns at the sides. In
+// shared memory a plane has `height` rows of `quads` words of 4 columns.
+struct Tiling {
+  int across, down;              // regions of a tile
+  int tiles_across, tiles_down;  // of an image
+  int height, quads;
+  Divisor by_across, by_down, by_height, by_pairs, by_quads;
+
+  Tiling() = default;
+  Tiling(int rows, int columns, int kernel, int region_rows, int most_regions, int64_t element_bytes) {
+    const int regions_across = divide_up(columns, region_columns), regions_down = divide_up(rows, region_rows);
+    tiles_across = divide_up(regions_across, most_across);
+    across = divide_up(regions_across, tiles_across);
+    quads = across + 2;
+    const int rows_that_fit = static_cast<int>(plane_bytes / (quads * region_columns * element_bytes));
+    const int fit = least(most_regions / across, (rows_that_fit - kernel + 1) / region_rows);
+    tiles_down = divide_up(regions_down, fit > 1 ? fit : 1);
+    down = divide_up(regions_down, tiles_down);
+    height = down * region_rows + kernel - 1;
+    by_across = Divisor(across), by_down = Divisor(down), by_quads = Divisor(quads);
+    by_height = Divisor(height), by_pairs = Divisor(height / 2 + 1);
+  }
+  int regions() const { return across * down; }
+  int plane() const { return height * quads * region_columns; }
+};
+
+// Brings planes to shared memory: `plane_at(p)` says which the pth is, negative for none, whose place stays zero.
+template <int WINDOW, class T, class F, class A = Accumulate<T>>
+__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int top,
+                                      int left, const F& plane_at) {
+  const int first = top & ~(WINDOW - 1);  // of a window
+  const int steps = WINDOW == 1 ? t.height : t.height / 2 + 1;
+  for (int i = threadIdx.x; i < planes * steps * t.quads; i += blockDim.x) {
+    int quad = i;
+    int step = t.by_quads.divide(quad);
+    const int p = (WINDOW == 1 ? t.by_height : t.by_pairs).divide(step);
+    const int64_t plane = plane_at(p);
+    A pixels[WINDOW][region_columns] = {};
+    const int row = first + step * WINDOW;
+    if (plane >= 0) read_pixels<WINDOW>(pixels, source, plane, row, left + (quad - 1) * region_columns);
+#pragma unroll
+    for (int r = 0; r < WINDOW; ++r) {
+      const int to = row + r - top;
+      if (WINDOW == 1 || static_cast<unsigned>(to) < static_cast<unsigned>(t.height))
+        *reinterpret_cast<Several<region_columns, A>*>(staged +
+                                                       ((p * t.height + to) * t.quads + quad) * region_columns) = {
+            {pixels[r][0], pixels[r][1], pixels[r][2], pixels[r][3]}};
+    }
+  }
+}
+
+template <class T, class F, class A = Accumulate<T>>
+__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int top,
+                                      int left, const F& plane_at) {
+  if (source.window == 1)
+    stage<1>(staged, source, t, planes, top, left, plane_at);
+  else
+    stage<2>(staged, source, t, planes, top, left, plane_at);
+}
+
+// What a region's row reads: its own 4 columns and 4 on either side.
+template <class A>
+__device__ __forceinline__ void read_row(A (&to)[3 * region_columns], const A* from) {
+#pragma unroll
+  for (int q = 0; q < 3; ++q) {
+    const auto words = together<Several<region_columns, A>>(from + q * region_columns);
+#pragma unroll
+    for (int s = 0; s < region_columns; ++s) to[q * region_columns + s] = words.of[s];
+  }
+}
+
+// Rows of a thread's region, and the outputs that it has at once: as many as leave registers free.
+template <class T, int K, int OUTPUTS>
+constexpr int region_rows = OUTPUTS == 1 && sizeof(Accumulate<T>) == 4 ? 8 : 4;
+template <int K, int OUTPUTS>
+constexpr int weight_count = round_up(K * K * OUTPUTS, 4);
+
+template <int K, int OUTPUTS, int ROWS, class A>
+__device__ __forceinline__ void convolve_region(A (&sums)[OUTPUTS][ROWS][region_columns], const A* tile, int pitch,
+                                                const A* weights) {
+  A w[weight_count<K, OUTPUTS>];
+#pragma unroll
+  for (int i = 0; i < weight_count<K, OUTPUTS>; i += 4) {
+    const auto words = together<Several<4, A>>(weights + i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) w[i + j] = words.of[j];
+  }
+#pragma unroll
+  for (int i = 0; i < ROWS + K - 1; ++i) {
+    A values[3 * region_columns];
+    read_row(values, tile + i * pitch);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int t = 0; t < K * K; ++t)
+        if (t / K == i - r) {
+#pragma unroll
+          for (int o = 0; o < OUTPUTS; ++o)
+#pragma unroll
+            for (int s = 0; s < region_columns; ++s)
+              sums[o][r][s] += w[t * OUTPUTS + o] * values[region_columns - K / 2 + t % K + s];
+        }
+  }
+}
+
+template <int K, int OUTPUTS, int ROWS, class A>
+__device__ __forceinline__ void correlate_region(A (&sums)[OUTPUTS][K * K],
+                                                 const A (&gradients)[OUTPUTS][ROWS][region_columns], const A* tile,
+                                                 int pitch) {
+#pragma unroll
+  for (int i = 0; i < ROWS + K - 1; ++i) {
+    A values[3 * region_columns];
+    read_row(values, tile + i * pitch);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int t = 0; t < K * K; ++t)
+        if (t / K == i - r) {
+#pragma unroll
+          for (int o = 0; o < OUTPUTS; ++o)
+#pragma unroll
+            for (int s = 0; s < region_columns; ++s)
+              sums[o][t] += gradients[o][r][s] * values[region_columns - K / 2 + t % K + s];
+        }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ images from images
+
+// A thread sums OUTPUTS outputs of a region of a site, which is a group of an image, over a slice of the channels.
+template <class T>
+struct TiledConvolution {
+  Convolution<T> of;
+  Pixels<T> source;
+  Tiling tiling;
+  int sites, units, output_tiles, output_blocks;  // sites of a model and of a block; tiles of outputs of a block
+  int slices, chunk;                              // of channels; chunk: staged at a time
+  int site_tiles;
+  bool at_once;  // y and places may be written several at a time
+  Divisor by_chunk, by_output_tiles;
+};
+
+template <class T, int K, int OUTPUTS, int ROWS, class A = Accumulate<T>>
+__device__ __forceinline__ void finish_region(A (&sums)[OUTPUTS][ROWS][region_columns], const TiledConvolution<T>& c,
+                                              int64_t plane, const T* bias, int outputs, int row, int column) {
+  const Convolution<T>& of = c.of;
+  auto apply = [&](Activation activation) {
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; ++o) {
+      const A b = bias != nullptr && o < outputs ? widen(bias[o]) : A{};
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int s = 0; s < region_columns; ++s) sums[o][r][s] = activate(sums[o][r][s] + b, activation);
+    }
+  };
+  if (of.activation == Activation::relu)
+    apply(Activation::relu);
+  else if (of.activation == Activation::none)
+    apply(Activation::none);
+  else
+    apply(of.activation);
+
+  if (of.pool == Pool::none) {
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; ++o)
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        if (o < outputs && row + r < of.rows.results) {
+          Several<region_columns, T> four;
+#pragma unroll
+          for (int s = 0; s < region_columns; ++s) four.of[s] = narrow<T>(sums[o][r][s]);
+          store_several(of.y + ((plane + o) * of.rows.results + row + r) * of.columns.results, four, column,
+                        of.columns.results, c.at_once);
+        }
+    return;
+  }
+  const int rows = of.rows.results / 2, columns = of.columns.results / 2;
+#pragma unroll
+  for (int o = 0; o < OUTPUTS; ++o)
+#pragma unroll
+    for (int r = 0; r < ROWS; r += 2)
+      if (o < outputs && (row + r) / 2 < rows) {
+        Several<2, T> values;
+        Several<2, uint8_t> places;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          Pooled<A> window;
+#pragma unroll
+          for (int p = 0; p < 4; ++p) window.see(sums[o][r + p / 2][2 * i + p % 2], p, of.pool);
+          values.of[i] = narrow<T>(of.pool == Pool::average ? window.value / 4 : window.value);
+          places.of[i] = static_cast<uint8_t>(window.largest);
+        }
+        const int64_t to = ((plane + o) * rows + (row + r) / 2) * columns;
+        store_several(of.y + to, values, column / 2, columns, c.at_once);
+        if (of.places != nullptr) store_several(of.places + to, places, column / 2, columns, c.at_once);
+      }
+}
+
+template <class T, int K, int OUTPUTS>
+__global__ void __launch_bounds__(tile_threads<K>, resident_tiles<T, K>) convolve_tiles(const TiledConvolution<T> c) {
+  using A = Accumulate<T>;
+  constexpr int ROWS = region_rows<T, K, OUTPUTS>, count = weight_count<K, OUTPUTS>;
+  const Convolution<T>& of = c.of;
+  const Tiling& t = c.tiling;
+  BlockNumber block;
+  const int tile_column = block.digit(t.tiles_across), tile_row = block.digit(t.tiles_down);
+  const int first_output = block.digit(c.output_blocks) * c.output_tiles * OUTPUTS;
+  const int first_site = block.digit(c.site_tiles) * c.units;
+  const int64_t model = block.rest, first_of_model = model * c.sites;
+  const int top = tile_row * t.down * ROWS, left = tile_column * t.across * region_columns;
+  const int plane_size = t.height * t.quads * region_columns;
+
+  int column = threadIdx.x;  // of regions
+  int row = t.by_across.divide(column);
+  int output_tile = t.by_down.divide(row);
+  int unit = c.by_output_tiles.divide(output_tile);
+  int slice = 0;
+  for (; unit >= c.units; unit -= c.units) ++slice;
+  const bool takes_part = slice < c.slices && first_site + unit < c.sites;
+
+  A* const of_weights = reinterpret_cast<A*>(shared_memory());
+  A* const staged = of_weights + c.units * c.output_tiles * c.chunk * count;
+  const A* const tile = staged + unit * c.chunk * plane_size + (row * ROWS * t.quads + column) * region_columns;
+  const A* const weights = of_weights + (unit * c.output_tiles + output_tile) * c.chunk * count;
+  A sums[OUTPUTS][ROWS][region_columns] = {};
+  for (int begin = 0; begin < of.inputs; begin += c.chunk) {
+    if (begin > 0) __syncthreads();
+    stage(staged, c.source, t, c.units * c.chunk, top - K / 2, left, [&](int p) {
+      const int u = c.by_chunk.divide(p), site = first_site + u, channel = begin + p;
+      const int64_t from = of.shared ? site : first_of_model + site;
+      return site < c.sites && channel < of.inputs ? from * of.inputs + channel : int64_t{-1};
+    });
+    for (int i = threadIdx.x; i < c.units * c.output_tiles * c.chunk * count; i += blockDim.x) {
+      const int element = i % count, tap = element / OUTPUTS;
+      int k = i / count;
+      int o = c.by_chunk.divide(k);
+      const int u = c.by_output_tiles.divide(o);
+      const int site = first_site + u, output = first_output + o * OUTPUTS + element % OUTPUTS, channel = begin + k;
+      A weight{};
+      if (tap < K * K && site < c.sites && output < of.outputs && channel < of.inputs) {
+        const int group = of.groups == 1 ? 0 : site % of.groups;
+        weight =
+            widen(of.weight[(model * of.groups + group) * of.inputs * of.outputs * (K * K) + output * of.weight_output +
+                            channel * of.weight_input + (of.flipped ? K * K - 1 - tap : tap)]);
+      }
+      of_weights[i] = weight;
+    }
+    __syncthreads();
+    if (takes_part)
+      for (int k = slice; k < least(c.chunk, of.inputs - begin); k += c.slices)
+        convolve_region<K>(sums, tile + k * plane_size, t.quads * region_columns, weights + k * count);
+  }
+
+  // The slices' sums, in their order.
+  const int of_slice = c.units * c.output_tiles * t.down * t.across, me = threadIdx.x - slice * of_slice;
+  A* const exchanged = reinterpret_cast<A*>(shared_memory());
+  for (int other = 1; other < c.slices; ++other) {
+    __syncthreads();
+    if (slice == other)
+#pragma unroll
+      for (int i = 0; i < OUTPUTS * ROWS * region_columns; ++i)
+        exchanged[i * of_slice + me] = sums[i / (ROWS * region_columns)][i / region_columns % ROWS][i % region_columns];
+    __syncthreads();
+    if (slice == 0)
+#pragma unroll
+      for (int i = 0; i < OUTPUTS * ROWS * region_columns; ++i)
+        sums[i / (ROWS * region_columns)][i / region_columns % ROWS][i % region_columns] +=
+            exchanged[i * of_slice + me];
+  }
+  const int output = first_output + output_tile * OUTPUTS, site = first_site + unit;
+  if (slice > 0 || !takes_part || output >= of.outputs) return;
+  const int group = of.groups == 1 ? 0 : site % of.groups;
+  const T* bias = of.bias == nullptr ? nullptr : of.bias + (model * of.groups + group) * of.outputs + output;
+  finish_region<T, K, OUTPUTS, ROWS>(sums, c, (first_of_model + site) * of.outputs + output, bias, of.outputs - output,
+                                     top + row * ROWS, left + column * region_columns);
+}
+
+// -------------------------------------------------------------------------------- the gradient of the weights
+
+// A warp sums OUTPUTS x CHANNELS kernels of a group over the regions of a part of the tiles; the bias rides along.
+template <class T>
+struct TiledCorrelation {
+  Correlation<T> of;  // `places` are tiles of all images
+  Pixels<T> images, gradients;
+  Tiling tiling;
+  int units, group_tiles, channel_tiles, jobs, job_tiles;  // groups of a block; tiles of outputs of a block
+};
+
+template <class T, int K, int OUTPUTS, int CHANNELS>
+__global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_tiles(const TiledCorrelation<T> c) {
+  using A = Accumulate<T>;
+  constexpr int ROWS = region_rows<T, K, OUTPUTS>;
+  const Correlation<T>& of = c.of;
+  const Tiling& t = c.tiling;
+  BlockNumber block;
+  const int first_channel = block.digit(c.channel_tiles) * CHANNELS;
+  const int first = block.digit(c.job_tiles) * c.jobs * OUTPUTS;
+  const int first_group = block.digit(c.group_tiles) * c.units, part = block.digit(of.parts);
+  const int64_t model = block.rest;
+  const int unit = warp() / c.jobs, output = first + warp() % c.jobs * OUTPUTS;
+  const int outputs = least(OUTPUTS, of.outputs - output), channels = least(CHANNELS, of.inputs - first_channel);
+  const int group = first_group + unit;
+  const bool takes_part = unit < c.units && group < of.groups && outputs > 0;
+  const int plane_size = t.height * t.quads * region_columns;
+
+  A* const staged = reinterpret_cast<A*>(shared_memory());
+  A sums[CHANNELS][OUTPUTS][K * K] = {}, bias[OUTPUTS] = {};
+  const int end = least(of.places, (part + 1) * of.part_places);
+  for (int place = part * of.part_places; place < end; ++place) {
+    const int tile_column = place % t.tiles_across, tile_row = place / t.tiles_across % t.tiles_down;
+    const int64_t image = place / t.tiles_across / t.tiles_down, of_model = model * of.batch + image;
+    const int top = tile_row * t.down * ROWS, left = tile_column * t.across * region_columns;
+    if (place > part * of.part_places) __syncthreads();
+    stage(staged, c.images, t, c.units * CHANNELS, top - K / 2, left, [&](int p) {
+      const int u = p / CHANNELS, channel = first_channel + p % CHANNELS;
+      return first_group + u < of.groups && channel < of.inputs
+                 ? ((of.shared ? image : of_model) * of.groups + first_group + u) * of.inputs + channel
+                 : int64_t{-1};
+    });
+    __syncthreads();
+    if (!takes_part) continue;
+    for (int region = lane(); region < t.down * t.across; region += warp_size) {
+      int column = region;
+      const int row = t.by_across.divide(column);
+      A gradients[OUTPUTS][ROWS][region_columns];
+#pragma unroll
+      for (int o = 0; o < OUTPUTS; ++o) {
+        const int64_t plane = (of_model * of.groups + group) * of.outputs + output + (o < outputs ? o : 0);
+#pragma unroll
+        for (int r = 0; r < ROWS; r += 2) {
+          A two[2][region_columns];
+          const int from_row = top + row * ROWS + r, from_column = left + column * region_columns;
+          if (c.gradients.window == 2) {
+            read_pixels<2>(two, c.gradients, plane, from_row, from_column);
+          } else {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              A one[1][region_columns];
+              read_pixels<1>(one, c.gradients, plane, from_row + i, from_column);
+#pragma unroll
+              for (int s = 0; s < region_columns; ++s) two[i][s] = one[0][s];
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < 2 * region_columns; ++i) {
+            const A gradient = two[i / region_columns][i % region_columns];
+            gradients[o][r + i / region_columns][i % region_columns] = gradient;
+            bias[o] += gradient;
+          }
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < CHANNELS; ++k)
+        correlate_region<K>(
+            sums[k], gradients,
+            staged + (unit * CHANNELS + k) * plane_size + (row * ROWS * t.quads + column) * region_columns,
+            t.quads * region_columns);
+    }
+  }
+  if (!takes_part) return;
+
+  auto of_warp = [](A sum) {
+#pragma unroll
+    for (int offset = warp_size / 2; offset > 0; offset /= 2) sum += from_further(sum, offset);
+    return sum;
+  };
+  const int64_t to = ((part * of.models + model) * of.groups + group) * of.outputs + output;
+#pragma unroll
+  for (int o = 0; o < OUTPUTS; ++o) {
+#pragma unroll
+    for (int k = 0; k < CHANNELS; ++k)
+#pragma unroll
+      for (int tap = 0; tap < K * K; ++tap) {
+        const A sum = of_warp(sums[k][o][tap]);
+        if (lane() == 0 && o < outputs && k < channels)
+          of.weights[((to + o) * of.inputs + first_channel + k) * (K * K) + tap] = sum;
+      }
+    const A sum = of_warp(bias[o]);
+    if (lane() == 0 && o < outputs && first_channel == 0 && of.biases != nullptr) of.biases[to + o] = sum;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- launches
+
+inline bool tiles_serve(const ConvShape& s) {
+  for (int axis = 0; axis < 2; ++axis)
+    if (s.kernel[axis] != s.kernel[0] || s.stride[axis] != 1 || s.dilation[axis] != 1 ||
+        s.padding[axis] != s.kernel[0] / 2)
+      return false;
+  return s.batch * s.groups < most_size && (s.kernel[0] == 3 || s.kernel[0] == 5 || s.kernel[0] == 7);
+}
+
+// Whether a thread's region has whole windows.
+template <class Shape>
+bool tiles_hold_windows(const Shape& s) {
+  return s.pool == Pool::none || (s.window[0] == 2 && s.window[1] == 2);
+}
+
+// Calls f.operator()<K, OUTPUTS>() with the kernel's size and how many outputs a thread has at once.
+template <class T, class F>
+auto with_outputs(int kernel, int outputs, const F& f) {
+  constexpr bool is_double = sizeof(Accumulate<T>) == 8;
+  switch (kernel) {
+    case 3:
+      if (outputs == 1) return f.template operator()<3, 1>();
+      return f.template operator()<3, is_double ? 2 : 3>();
+    case 5:
+      return outputs == 1 ? f.template operator()<5, 1>() : f.template operator()<5, 2>();
+    default:
+      return f.template operator()<7, 1>();
+  }
+}
+
+template <class T>
+bool is_aligned(const T* pointer, int elements) {
+  return reinterpret_cast<uintptr_t>(pointer) % least(16, elements * sizeof(T)) == 0;
+}
+
+template <class T>
+Pixels<T> pixels_of(const ConvShape& s, const T* values, const T* y, const uint8_t* places, int window) {
+  const int rows = static_cast<int>(s.height) / window, columns = static_cast<int>(s.width) / window;
+  const int count = region_columns / window;
+  return {rows,
+          columns,
+          window,
+          values,
+          y,
+          places,
+          s.activation,
+          columns % count == 0 && is_aligned(values, count) && is_aligned(y, count) && is_aligned(places, count)};
+}
+
+// Gradients of pixels: from those of y, or as they are.
+template <class T>
+Pixels<T> gradients_of(const ConvBackward<T>& d, const T* pixels) {
+  const ConvShape& s = d.shape;
+  if (pixels != nullptr) return pixels_of<T>(s, pixels, nullptr, nullptr, 1);
+  const bool needs_y = s.activation != Activation::none && s.pool != Pool::average;
+  return pixels_of<T>(s, d.dy, needs_y ? d.y : nullptr, s.pool == Pool::max ? d.places : nullptr,
+                      s.pool == Pool::none ? 1 : 2);
+}
+
+template <class T, int K, int OUTPUTS>
+cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cudaStream_t stream) {
+  using A = Accumulate<T>;
+  constexpr int rows = region_rows<T, K, OUTPUTS>, most_threads = tile_threads<K>;
+  constexpr int shallow = 8, most_slices = 8, wanted_blocks = 512;
+  TiledConvolution<T> c{};
+  c.of = of, c.source = source;
+  const int tiles_of_outputs = divide_up(of.outputs, OUTPUTS);
+  const bool deep = of.inputs >= shallow;  // slices of channels fill the block
+  const int target = deep ? most_threads / 4 : most_threads;
+  c.output_tiles = least(tiles_of_outputs, most_threads / most_across);
+  c.output_blocks = divide_up(tiles_of_outputs, c.output_tiles);
+  const int64_t sites = of.batch * of.groups;
+  c.sites = static_cast<int>(sites);
+  Tiling& t = c.tiling = Tiling(of.rows.results, of.columns.results, K, rows, target / c.output_tiles, sizeof(A));
+  const int threads_of_unit = t.regions() * c.output_tiles;
+  const int64_t bytes_of_channel = (t.plane() + c.output_tiles * weight_count<K, OUTPUTS>)*sizeof(A);
+  const int64_t blocks_of_unit = sites * of.models * c.output_blocks * t.tiles_across * t.tiles_down;
+  auto at_least_one = [](int64_t n) { return static_cast<int>(n > 1 ? n : 1); };
+  c.units = deep ? 1
+                 : least(most_threads / threads_of_unit, least(at_least_one(blocks_of_unit / wanted_blocks),
+                                                               at_least_one(tile_bytes / bytes_of_channel)));
+  c.units = at_least_one(c.units);
+  const int channels_that_fit = at_least_one(tile_bytes / (bytes_of_channel * c.units));
+  c.slices = deep ? least(least(most_slices, of.inputs / 2),
+                          least(at_least_one(most_threads / threads_of_unit), channels_that_fit))
+                  : 1;
+  c.chunk = least(of.inputs, channels_that_fit / c.slices * c.slices);
+  c.site_tiles = divide_up(c.sites, c.units);
+  c.at_once = of.pool == Pool::none
+                  ? of.columns.results % 4 == 0 && is_aligned(of.y, 4)
+                  : of.columns.results / 2 % 2 == 0 && is_aligned(of.y, 2) && is_aligned(of.places, 2);
+  c.by_chunk = Divisor(c.chunk), c.by_output_tiles = Divisor(c.output_tiles);
+  const int threads = round_up(threads_of_unit * c.units * c.slices, warp_size);
+  const int64_t staged_bytes = bytes_of_channel * c.units * c.chunk;
+  const int64_t exchanged_bytes =
+      c.slices == 1 ? 0 : int64_t{threads_of_unit} * c.units * OUTPUTS * rows * region_columns * sizeof(A);
+  const int64_t blocks = of.models * c.site_tiles * c.output_blocks * t.tiles_across * t.tiles_down;
+  return launch(convolve_tiles<T, K, OUTPUTS>, blocks, threads,
+                staged_bytes > exchanged_bytes ? staged_bytes : exchanged_bytes, stream, c);
+}
+
+template <class T>
+cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cudaStream_t stream) {
+  return with_outputs<T>(of.rows.taps, of.outputs,
+                         [&]<int K, int OUTPUTS>() { return launch_tiles<T, K, OUTPUTS>(of, source, stream); });
+}
+
+// How the sum over pixels is cut, by sizes alone.
+struct TiledCorrelationPlan {
+  Tiling tiling;
+  int outputs, channels;  // of a warp
+  int jobs, job_tiles, channel_tiles, units, group_tiles;
+  int64_t places, parts, part_places, blocks;
+};
+
+// Calls f.operator()<K, OUTPUTS, CHANNELS>() likewise.
+template <class T, class F>
+auto with_kernels(const ConvShape& s, const F& f) {
+  const int64_t inputs = s.channels / s.groups, outputs = s.outputs / s.groups;
+  constexpr bool is_double = sizeof(Accumulate<T>) == 8;
+  switch (s.kernel[0]) {
+    case 3:
+      if (outputs == 1) return f.template operator()<3, 1, 1>();
+      if constexpr (is_double)
+        return f.template operator()<3, 2, 1>();
+      else
+        return inputs % 3 == 0 ? f.template operator()<3, 2, 3>() : f.template operator()<3, 3, 1>();
+    case 5:
+      return f.template operator()<5, 1, 1>();
+    default:
+      return f.template operator()<7, 1, 1>();
+  }
+}
+
+template <class T>
+TiledCorrelationPlan tiled_correlation_plan(const ConvShape& s) {
+  return with_kernels<T>(s, [&]<int K, int OUTPUTS, int CHANNELS>() {
+    constexpr int warps_of_block = conv_threads / warp_size, wanted_blocks = 256;
+    const int inputs = static_cast<int>(s.channels / s.groups), outputs = static_cast<int>(s.outputs / s.groups);
+    TiledCorrelationPlan p{};
+    p.outputs = OUTPUTS, p.channels = CHANNELS;
+    p.tiling = Tiling(static_cast<int>(s.height), static_cast<int>(s.width), K, region_rows<T, K, OUTPUTS>,
+                      2 * warp_size, sizeof(Accumulate<T>));
+    const int tiles_of_outputs = divide_up(outputs, OUTPUTS);
+    p.jobs = least(tiles_of_outputs, warps_of_block);
+    p.job_tiles = divide_up(tiles_of_outputs, p.jobs), p.channel_tiles = divide_up(inputs, CHANNELS);
+    const int64_t bytes = int64_t{p.tiling.plane()} * CHANNELS * sizeof(Accumulate<T>);
+    p.units = least(warps_of_block / p.jobs, static_cast<int>(tile_bytes / bytes));
+    p.units = least(p.units > 1 ? p.units : 1, static_cast<int>(s.groups));
+    p.group_tiles = divide_up(static_cast<int>(s.groups), p.units);
+    p.places = s.batch * p.tiling.tiles_across * p.tiling.tiles_down;
+    const int64_t of_a_part = s.models * p.group_tiles * p.job_tiles * p.channel_tiles;
+    p.parts = (wanted_blocks + of_a_part - 1) / of_a_part;
+    if (p.parts > p.places) p.parts = p.places;
+    if (p.parts < 1) p.parts = 1;
+    p.part_places = (p.places + p.parts - 1) / p.parts;
+    p.blocks = p.parts * of_a_part;
+    return p;
+  });
+}
+
+template <class T>
+cudaError_t launch_tiled_correlation(Correlation<T> of, const ConvShape& s, const Pixels<T>& gradients,
+                                     const TiledCorrelationPlan& p, cudaStream_t stream) {
+  of.places = static_cast<int>(p.places), of.parts = static_cast<int>(p.parts);
+  of.part_places = static_cast<int>(p.part_places);
+  TiledCorrelation<T> c{of,
+                        pixels_of<T>(s, of.x, nullptr, nullptr, 1),
+                        gradients,
+                        p.tiling,
+                        p.units,
+                        p.group_tiles,
+                        p.channel_tiles,
+                        p.jobs,
+                        p.job_tiles};
+  const int64_t bytes = int64_t{p.units} * p.channels * p.tiling.plane() * sizeof(Accumulate<T>);
+  return with_kernels<T>(s, [&]<int K, int OUTPUTS, int CHANNELS>() {
+    return launch(correlate_tiles<T, K, OUTPUTS, CHANNELS>, p.blocks, p.units * p.jobs * warp_size, bytes, stream, c);
+  });
+}
+
+}  // namespace recurve::cuda
