@@ -258,7 +258,7 @@ class Records:
         return _read_json(self.root / study / key / "environment.json") or {}
 
     def _folders(self, study: str | None) -> Iterator[Path]:
-        for path in sorted(self.root.glob(f"{study or '*'}/*/result.json")):
+        for path in sorted(self.root.glob(f"{study or '*'}/*/result.json"), key=str):
             yield path.parent
 
     def _row(self, folder: Path) -> dict[str, Any] | None:
@@ -312,12 +312,12 @@ def _torn_files(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     """Files that are missing or have another size than the result says; a result of another layout is torn itself."""
     if not isinstance(result.get("files"), dict):
         return [folder / "result.json"]
-    return [folder / name for name, size in result["files"].items() if _size(folder / name) != size]
+    return [folder / name for name, size in result["files"].items() if _size(f"{folder}/{name}") != size]
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except FileNotFoundError:
         return -1
 

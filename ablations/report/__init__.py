@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ablations.report.evidence import Evidence, gather
 from ablations.report.figures import draw
 from ablations.report.html import Section, page
 from ablations.report.narrative import tell
-from ablations.report.notebook import execute, notebook
+from ablations.report.notebook import executed_notebook
 from ablations.report.tables import tables
 
 
@@ -46,17 +46,22 @@ def build(
     folders = figures, texts = out / "figures", out / "tables"
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    sections, files = [], []
-    for name in names:
-        say(f"{name}: reading records")
-        evidence = gather(records, name, preset)
-        say(f"{name}: telling what they say")
-        sections.append(Section(evidence, tell(evidence), draw(evidence), tables(evidence)))
+    sections, files, svgs = list[Section](), list[Path](), dict[str, str]()
     index, book, tidy = out / "index.html", out / "report.ipynb", out / "runs.csv"
-    with ThreadPoolExecutor(1) as beside:  # the notebook runs in a process of its own, while this one writes the rest
-        notebook_written = beside.submit(_write_notebook, sections, preset, records, book, notes)
+    coming: dict[str, Future[Section]] = {name: Future() for name in names}
+    with ThreadPoolExecutor(1) as beside:  # the notebook runs in a process of its own, while this one does the same
+        notebook_written = beside.submit(_write_notebook, coming, preset, records, book, notes)
+        try:
+            for name in names:
+                say(f"{name}: reading records")
+                evidence = gather(records, name, preset)
+                say(f"{name}: telling what they say")
+                sections.append(Section(evidence, tell(evidence), draw(evidence), tables(evidence)))
+                coming[name].set_result(sections[-1])
+        finally:
+            for section_to_come in coming.values():
+                section_to_come.cancel()  # after an error; those that came stay
         say("drawing figures and running the notebook")
-        svgs = {}
         for section in sections:
             written = [path for table in section.tables for path in table.save(texts)]
             for drawing in section.drawings:
@@ -93,11 +98,9 @@ def _command(records: Records, out: Path, preset: str, studies: Sequence[str] | 
 
 
 def _write_notebook(
-    sections: Sequence[Section], preset: str, records: Records, path: Path, notes: Sequence[str]
+    sections: Mapping[str, Future[Section]], preset: str, records: Records, path: Path, notes: Sequence[str]
 ) -> None:
     import nbformat
 
     runs = Path(os.path.relpath(records.root.resolve(), path.parent.resolve()))
-    book = notebook(sections, preset, runs, notes)
-    execute(book, path.parent)
-    nbformat.write(book, path)
+    nbformat.write(executed_notebook(sections, preset, runs, notes, path.parent), path)

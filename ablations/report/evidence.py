@@ -183,7 +183,8 @@ def _other_data(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> tuple[pd.
     known = expected.notna() & runs["pairing_split"].notna()
     strange = known & (expected != runs["pairing_split"])
     condition = [
-        " and ".join(f"{n} {row[n]}" for n in first if str(row[n]) != first[n]) for row in runs.to_dict("records")
+        " and ".join(f"{n} {level}" for (n, base), level in zip(first.items(), levels, strict=True) if level != base)
+        for levels in zip(*(runs[n].astype(str).to_numpy(object) for n in first), strict=True)
     ]
     whole = strange.where(known).groupby(condition).transform(lambda of_condition: of_condition.dropna().all())
     designed = strange & whole.astype(bool)

@@ -141,8 +141,8 @@ def _chapter(factor: Mapping[str, Any], evidence: Evidence) -> Chapter:
     cards: list[Card] = []
     unfinished: list[str] = []
     absent: list[str] = []
-    runs = evidence.runs
-    tried = set(one_factor_runs(runs, evidence.declaration, factor["name"])["level"]) if len(runs) else set()
+    names = [f["name"] for f in evidence.declaration["factors"] if f["name"] in evidence.runs]
+    tried = set(one_factor_runs(evidence.runs[names], evidence.declaration, factor["name"])["level"])
     for level in factor["levels"][1:]:
         rows = evidence.effects
         rows = rows[(rows["factor"] == factor["name"]) & (rows["level"] == level["name"])] if len(rows) else rows

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import IPython  # noqa: F401 -- before others draw beside the execution: matplotlib must not meet it half imported
@@ -18,49 +20,68 @@ from ablations.report.numbers import heading
 COLUMNS = ["factor", "level", "mean", "low", "high", "n", "p", "p_holm", "margin", "verdict"]
 
 
-def notebook(sections: Sequence[Section], preset: str, runs: Path, notes: Sequence[str]) -> nbformat.NotebookNode:
-    """The notebook, not executed; `runs` is the runs folder as seen from the notebook's own."""
-    cells = [
-        new_markdown_cell("\n\n".join(["# What did each design choice change?", f"Preset `{preset}`.", *notes])),
-        new_code_cell(
+def executed_notebook(
+    sections: Mapping[str, Future[Section]], preset: str, runs: Path, notes: Sequence[str], folder: Path
+) -> nbformat.NotebookNode:
+    """The notebook, executed in `folder`; `runs` is the runs folder as seen from there.
+
+    Each study is read from the records at once, and its story told when its section comes. Raises
+    nbclient.exceptions.CellExecutionError if a cell fails, and CancelledError if a section does not come.
+    """
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    with execution(book, folder) as add:
+        add(new_markdown_cell("\n\n".join(["# What did each design choice change?", f"Preset `{preset}`.", *notes])))
+        add(new_code_cell(
             "from pathlib import Path\n\n"
             "from ablations.records import Records\n"
             "from ablations.report import figures\n"
             "from ablations.report.evidence import gather\n\n"
             f"places = [{runs.as_posix()!r}, {runs.name!r}]  # of the runs: as at first, or beside this notebook\n"
             "records = Records(next((place for place in places if Path(place).is_dir()), places[0]))"
-        ),
-    ]
-    for section in sections:
-        cells += _study_cells(section, preset)
-    for position, cell in enumerate(cells):
+        ))  # fmt: skip
+        for study, section in sections.items():
+            opening = new_markdown_cell()
+            add(opening)
+            add(new_code_cell(f"evidence = gather(records, {study!r}, preset={preset!r})\nevidence.done.head()"))
+            opening.source = _opening(section.result())
+            for cell in _cells(section.result()):
+                add(cell)
+    for position, cell in enumerate(book.cells):
         cell["id"] = f"cell-{position}"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    return book
 
 
-def execute(book: nbformat.NotebookNode, folder: Path) -> None:
-    """Run all cells in `folder` with this interpreter; raises nbclient.exceptions.CellExecutionError if one fails."""
+@contextmanager
+def execution(book: nbformat.NotebookNode, folder: Path) -> Iterator[Callable[[nbformat.NotebookNode], None]]:
+    """Starts a kernel of this interpreter in `folder`; gives what adds a cell to the book and runs it."""
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     client = NotebookClient(
         book, timeout=300, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
     manager = client.create_kernel_manager()
+
+    def add(cell: nbformat.NotebookNode) -> None:
+        book.cells.append(cell)
+        client.execute_cell(cell, len(book.cells) - 1)
+
     with tempfile.TemporaryDirectory() as sockets:  # files of this user alone, where ports would be open to others
         manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
-        client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+        with client.setup_kernel(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}):
+            yield add
 
 
-def _study_cells(section: Section, preset: str) -> list[nbformat.NotebookNode]:
+def _opening(section: Section) -> str:
+    notes = [f"> {note}" for note in section.story.notes]
+    title = f"## {section.evidence.declaration['title']}"
+    return "\n\n".join([title, " ".join(section.story.summary), *notes, *section.story.references])
+
+
+def _cells(section: Section) -> list[nbformat.NotebookNode]:
+    """What follows a study's opening and its evidence."""
     evidence, story = section.evidence, section.story
-    declaration = evidence.declaration
-    notes = [f"> {note}" for note in story.notes]
-    text = [f"## {declaration['title']}", " ".join(story.summary), *notes, *story.references]
-    cells = [
-        new_markdown_cell("\n\n".join(text)),
-        new_code_cell(f"evidence = gather(records, {evidence.study!r}, preset={preset!r})\nevidence.done.head()"),
-    ]
+    cells = []
     if len(evidence.effects):
         primary = evidence.primary["name"]
         cells.append(new_code_cell(f'evidence.effects.query("response == {primary!r}")[{COLUMNS}].round(4)'))

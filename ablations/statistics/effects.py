@@ -30,26 +30,27 @@ def one_factor_runs(runs: pd.DataFrame, declaration: Mapping[str, Any], only: st
     declare are left out. `only`: the runs of that factor alone.
     """
     factors = [factor for factor in declaration["factors"] if factor["name"] in runs]
-    levels = {factor["name"]: runs[factor["name"]].astype(str) for factor in factors}
+    levels = {factor["name"]: runs[factor["name"]].astype(str).to_numpy(object) for factor in factors}
     changed = np.array([levels[factor["name"]] != factor["levels"][0]["name"] for factor in factors])  # (factor, run)
     frames = []
     for k, factor in enumerate(factors):
         if only not in (None, factor["name"]):
             continue
         places = {level["name"]: place for place, level in enumerate(factor["levels"])}
-        place = levels[factor["name"]].map(places).to_numpy(float)  # NaN for undeclared levels
-        alone = np.flatnonzero((changed.sum(axis=0) == changed[k]) & np.isfinite(place))
-        chosen = alone[np.argsort(place[alone], kind="stable")]
-        frames.append(runs.iloc[chosen].assign(factor=factor["name"], level=levels[factor["name"]].iloc[chosen]))
+        alone = np.flatnonzero(changed.sum(axis=0) == changed[k])
+        place = np.array([places.get(level, -1) for level in levels[factor["name"]][alone]], dtype=int)
+        order = np.argsort(place, kind="stable")
+        chosen = alone[order[place[order] >= 0]]
+        frames.append(runs.iloc[chosen].assign(factor=factor["name"], level=levels[factor["name"]][chosen]))
     return pd.concat(frames, ignore_index=True) if frames else runs.assign(factor="", level="").iloc[:0]
 
 
 def baseline_runs(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> pd.DataFrame:
     """Runs with every factor at its baseline level."""
-    chosen = pd.Series(True, index=runs.index)
+    chosen = np.ones(len(runs), dtype=bool)
     for factor in declaration["factors"]:
         if factor["name"] in runs:
-            chosen &= runs[factor["name"]].astype(str) == factor["levels"][0]["name"]
+            chosen &= runs[factor["name"]].astype(str).to_numpy(object) == factor["levels"][0]["name"]
     return runs[chosen]
 
 

@@ -65,8 +65,9 @@ def interactions(runs: pd.DataFrame, declaration: Mapping[str, Any], response: s
     """
     done, factors = _crossable(runs, declaration, response)
     names, rows = [factor["name"] for factor in factors], []
+    conditions = done[names].drop_duplicates() if names else done
     for one, other in itertools.combinations(factors, 2):
-        together = set(zip(done[one["name"]], done[other["name"]], strict=True))
+        together = set(zip(conditions[one["name"]], conditions[other["name"]], strict=True))
         for a, b in itertools.product(one["levels"][1:], other["levels"][1:]):
             if (a["name"], b["name"]) not in together:
                 continue

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -68,7 +69,7 @@ def drawings(runs, tmp_path_factory):
 @pytest.fixture
 def quick_build(monkeypatch):
     """`build` that leaves the notebook unexecuted: starting a kernel takes seconds."""
-    monkeypatch.setattr(ablations.report, "execute", lambda book, folder: None)
+    monkeypatch.setattr(ablations.report.notebook, "execution", lambda book, folder: nullcontext(book.cells.append))
     return build
 
 

@@ -165,7 +165,7 @@ def response_of(declaration: Mapping[str, Any], name: str | None = None) -> dict
 
 def present_levels(data: pd.DataFrame, factor: Mapping[str, Any]) -> list[str]:
     """The factor's levels that the data hold, in the study's order."""
-    seen = set(data.loc[data["factor"] == factor["name"], "level"])
+    seen = set(data.loc[data["factor"] == factor["name"], "level"].unique())
     return [level["name"] for level in factor["levels"] if level["name"] in seen]
 
 
