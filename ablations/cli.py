@@ -135,14 +135,17 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     records = Records(arguments.runs)
-    _check_recorded(arguments.studies, records)
+    named = arguments.studies if records.studies() else []  # the page says that nothing is on record
+    if named:
+        _check_recorded(named, records)
 
     from ablations.report import build
 
-    summary = build(records, arguments.out, arguments.preset, arguments.studies or None)
+    summary = build(records, arguments.out, arguments.preset, named or None)
     pages = [str(path) for path in summary.files if path.parent == arguments.out]
     folders = Counter(path.parent for path in summary.files if path.parent != arguments.out)
     print("\n".join([*summary.lines, "", *pages, *(f"{folder} ({n} files)" for folder, n in folders.items())]))
+    _check_recorded((), records)
     return 0
 
 

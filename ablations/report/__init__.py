@@ -42,7 +42,8 @@ def build(
     """
     say = progress or (lambda what: None)
     names = list(records.studies() if studies is None else studies)
-    notes = [] if names else [f"No study has runs under {records.root} yet; `ablate run STUDY` makes some."]
+    nothing = f"No study has runs under {records.root}, so nothing can be concluded; `ablate run STUDY` makes some."
+    notes = [] if names else [nothing]
     folders = figures, texts = out / "figures", out / "tables"
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)

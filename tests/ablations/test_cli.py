@@ -240,9 +240,10 @@ def test_commands_on_records_need_neither_torch_nor_studies():
     assert ran.stdout.split()[-1] == "False"
 
 
-def test_a_report_without_runs_says_how_to_make_some(capsys):
-    assert main(["report"]) == 2
+def test_a_report_without_runs_is_a_page_that_says_so_and_how_to_make_some(capsys):
+    assert main(["report", "epidemic"]) == 2
     assert "ablate run STUDY" in capsys.readouterr().err
+    assert "so nothing can be concluded; `ablate run STUDY`" in Path("report/index.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["list", "plan", "run", "retry", "status", "report", "export"])
