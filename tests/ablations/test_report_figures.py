@@ -79,6 +79,31 @@ def test_a_row_far_beyond_the_others_leaves_the_forest_by_an_arrow_and_keeps_its
     assert any("50" in label.get_text() for label in axes.child_axes[0].get_yticklabels())
 
 
+def test_a_forest_of_forty_levels_prints_on_one_page():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"seed": seed, "status": "done", "score": rng.normal(), **{f"factor {k}": "0" for k in range(14)}} | changed
+        for seed in range(3)
+        for changed in [{}, *({f"factor {k % 14}": str(1 + k // 14)} for k in range(40))]
+    ]
+    many = pd.DataFrame(rows)
+    stated = figures.declare(many, "score", {f"factor {k}": "0" for k in range(14)})
+    assert figures.forest(effects(many, stated), stated).get_size_inches()[1] < 10
+
+
+def test_accuracies_beside_a_slow_level_are_told_apart_by_their_errors(own, declaration):
+    curves = own.merge(pd.DataFrame({"epoch": [1, 2, 3]}), how="cross")
+    error = 0.1 / curves["epoch"] + 0.001 * curves["seed"]
+    curves = curves.assign(validation_accuracy=1 - error.where(curves["width"] != 32, 0.9))
+    axes = figures.learning_curves(curves, declaration).axes[0]
+    bottom, middle, top = axes.transAxes.inverted().transform(
+        axes.transData.transform([(1, y) for y in (10, 90, 96.5)])
+    )[:, 1]
+    assert (top - middle) / (middle - bottom) == pytest.approx(np.log(10 / 3.5) / np.log(90 / 10))
+    mean = 100 * (1 - np.exp(np.log(error[(curves["epoch"] == 3) & (curves["width"] == 8)]).mean()))
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(mean)
+
+
 def test_a_level_far_from_the_baseline_does_not_squeeze_the_others_and_is_named_with_its_mean(own, declaration):
     far = with_a_far_level(own)
     wide = far.assign(width=far["width"].astype(str) + far["optimizer"].map({"adam": "", "sgd": "s"}), optimizer="adam")

@@ -40,6 +40,8 @@ from ablations.statistics import mean_interval, one_factor_runs
 MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
 MOST_DOTS = 400  # of a panel, that stand apart; more are small and faint, and pixels in an SVG
 LONGEST_NAME = 5  # letters of a level's name that stand upright
+PAGE = 9.6  # inches: the height of a forest that still prints on one page
+GAP, LEAST_LINE = 0.35, 0.14  # of a forest: lines between factors, and inches of a line that can still be read
 LEAST_SHARE = 0.4  # of an axis, that references leave to what the networks do
 
 
@@ -54,23 +56,28 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     labels = {factor["name"]: heading(factor["label"]) for factor in declaration["factors"]}
     by, y, ticks = scale(response), 0.0, []
     end = forest_reach(rows) * by
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.3 * len(rows) + 0.42 * rows["factor"].nunique()))
+    sizes = rows.groupby("factor", sort=False).size()
+    lines = len(rows) + int((sizes > 1).sum()) + GAP * len(sizes)
+    figure = Figure(figsize=(WIDTH, 1.3 + lines * max(min(0.3, (PAGE - 1.3) / lines), LEAST_LINE)))
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
     for factor, group in rows.groupby("factor", sort=False):
-        ticks.append((y, labels[factor], ""))
-        for row in group.itertuples():
+        is_alone = len(group) == 1
+        if not is_alone:
+            ticks.append((y, labels[factor], ""))
             y += 1
+        for row in group.itertuples():
             if math.isfinite(row.margin):
                 band = Rectangle((-row.margin * by, y - 0.42), 2 * row.margin * by, 0.84, color=GRID, alpha=0.75, lw=0)
                 axes.add_patch(band)
             colour, marker = VERDICTS[row.verdict]
             face = "white" if row.verdict in ("undecided", "") else colour
             interval_bar(axes, y, [row.mean * by, row.low * by, row.high * by], (-end, end), colour, marker, face)
-            ticks.append((y, row.level, interval_text(row, by)))
-        y += 1.3
+            ticks.append((y, f"{labels[factor]}: {row.level}" if is_alone else row.level, interval_text(row, by)))
+            y += 1
+        y += GAP
     axes.axvline(0, color=INK, lw=1)
-    axes.set_ylim(y - 0.5, -0.6)
+    axes.set_ylim(y - GAP - 0.4, -0.6)
     drawn = rows[["mean", "low", "high"]].stack().mul(by).clip(-end, end)
     widest = float(rows["margin"].max()) * by if rows["margin"].notna().any() else 0.0
     low, high = min([*drawn, -widest, 0.0]), max([*drawn, widest, 0.0])

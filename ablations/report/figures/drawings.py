@@ -120,7 +120,7 @@ def _learning_curves(evidence: Evidence) -> Drawing | None:
         f"{evidence.study}_learning_curves",
         "Learning",
         f"{heading(measure)} by epoch: mean over {evidence.seeds} with 95 % t interval, of logarithms where the axis "
-        "is logarithmic. A line ends where its first run does.",
+        "is logarithmic (of the share of wrong answers, for accuracies). A line ends where its first run does.",
         f"Learning curves of {measure}, one panel per factor, a line per level.",
         partial(learning_curves, evidence.curves, evidence.declaration),
         "figures.learning_curves(evidence.curves, evidence.declaration)",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
 from ablations.report.evidence import curve_measure
@@ -27,6 +27,7 @@ from ablations.report.numbers import heading
 from ablations.statistics import ALPHA, one_factor_runs, share_reached
 
 MOST_IN_A_COLUMN = 5  # levels of a legend
+WIDE = 10  # from the smallest to the largest mean: beyond, an axis is logarithmic
 
 
 @themed
@@ -41,7 +42,8 @@ def learning_curves(curves: pd.DataFrame, declaration: Mapping[str, Any], measur
     by, label = (
         (100, "Validation accuracy (%)") if "accuracy" in measure else (1, measure.replace("_", " ").capitalize())
     )
-    return lines_by_factor(data.assign(y=data[measure] * by), declaration, "epoch", "Epoch", label)
+    limit = 100.0 if "accuracy" in measure else 0.0
+    return lines_by_factor(data.assign(y=data[measure] * by), declaration, "epoch", "Epoch", label, limit)
 
 
 @themed
@@ -112,31 +114,55 @@ def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -
         lowest.set_xlabel(x_label if columns < 3 else wrapped(x_label, 24))
 
 
-def lines_by_factor(data: pd.DataFrame, declaration: Mapping[str, Any], x: str, x_label: str, y_label: str) -> Figure:
+def lines_by_factor(
+    data: pd.DataFrame,
+    declaration: Mapping[str, Any],
+    x: str,
+    x_label: str,
+    y_label: str,
+    limit: float | None = 0.0,
+) -> Figure:
     """One panel per factor with several levels: mean of the column `y` over seeds by `x`, with 95 % t intervals.
 
-    Where means span more than a factor of 20, the axis is logarithmic, and so are means and intervals.
+    Where the means' distances to `limit` (0, or 100 of an accuracy) span more than a factor of 10, the axis is
+    logarithmic in them, and so are means and intervals: beside a slow level, others can still be told apart.
     """
     factors, panels, figure = panels_by_factor(data, declaration)
     bounds = bounds_of(data["y"], "%" if "%" in y_label else "")
     means = data[np.isfinite(data["y"])].groupby(["factor", "level", x], observed=True)["y"].mean()
-    logarithmic = data["y"].min() > 0 and means.max() > 20 * means.min()
+    side = -1 if limit else 1  # of the limit on which values lie
+    distances, of_means = (side * (values - (limit or 0)) for values in (data["y"], means))
+    logarithmic = limit is not None and distances.min() > 0 and of_means.max() > WIDE * of_means.min()
     for axes, factor in zip(panels, factors, strict=False):
         colours, styles = level_colours(factor), level_lines(factor)
         for name in present_levels(data, factor):
             mine = data[(data["factor"] == factor["name"]) & (data["level"] == name)]
-            line = mean_band(mine.assign(y=np.log(mine["y"])) if logarithmic else mine, x)
             if logarithmic:
-                line = line.apply(np.exp)
+                line = mean_band(mine.assign(y=side * np.log(distances[mine.index])), x)
+                line = (limit or 0) + side * (side * line).apply(np.exp)
+            else:
+                line = mean_band(mine, x)
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             axes.plot(line.index, line["mean"], color=colours[name], ls=styles[name], lw=1.8, label=name)
         axes.set_title(wrapped(heading(factor["label"]), 44 if columns_of(len(factors)) < 3 else 24))
         legend_of_levels(axes)
-    if logarithmic:
+    if logarithmic and limit == 0:
         panels[0].set_yscale("log")
+    elif logarithmic and limit:
+        _logarithmic_below(panels[0], limit)
     label_panels(panels, len(factors), x_label, y_label)
     return figure
+
+
+def _logarithmic_below(axes: Axes, limit: float) -> None:
+    """An axis whose distances to `limit` are logarithmic, with ticks at 1, 2 and 5 times powers of ten below it."""
+    axes.set_yscale("function", functions=(lambda y: -np.log(limit - y), lambda z: limit - np.exp(-z)))
+    low, high = axes.get_ylim()
+    ticks = limit - np.asarray(LogLocator(subs=(1, 2, 5)).tick_values(limit - high, limit - low))
+    axes.set_yticks(ticks[(ticks >= low) & (ticks <= high)])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def mean_band(data: pd.DataFrame, x: str) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def shift_accuracy(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figur
     """Test accuracy against the shift of the image, a line per level; `table` is that of `shift_table`."""
     data = one_factor_runs(table, declaration)
     data = data.assign(y=100 * data["accuracy"])
-    return lines_by_factor(data, declaration, "shift", "Shift of the image (pixels)", "Test accuracy (%)")
+    return lines_by_factor(data, declaration, "shift", "Shift of the image (pixels)", "Test accuracy (%)", limit=None)
 
 
 def forecast_table(evidence: Evidence, panels: int = 3) -> pd.DataFrame:
