@@ -18,6 +18,7 @@ template <class T, int K>
 constexpr int resident_tiles = sizeof(Accumulate<T>) == 8 ? 1
                                : K == 7                   ? 3
                                                           : 2;
+constexpr int64_t most_plane = 1 << 22;                     // pixels
 constexpr int region_columns = 4, most_across = 16;         // of a region; regions of a tile
 constexpr int64_t tile_bytes = 40000, plane_bytes = 20000;  // of a block, and of a plane in it: several blocks reside
 
@@ -59,7 +60,7 @@ struct Divisor {
   unsigned by = 1, factor = 0;
 
   Divisor() = default;
-  explicit Divisor(int by_) : by(by_), factor((1u << 31) / by_ + 1) {}
+  __host__ __device__ explicit constexpr Divisor(int by_) : by(by_), factor((1u << 31) / by_ + 1) {}
   __device__ __forceinline__ int quotient(int n) const {
     return static_cast<int>(static_cast<uint64_t>(static_cast<unsigned>(n)) * factor >> 31);
   }
@@ -80,50 +81,66 @@ struct Pixels {
   const uint8_t* places;
   Activation activation;
   bool at_once;  // `values`, `y` and `places` may be read 4 / window at a time
+
+  __device__ __forceinline__ Pixels from(int64_t plane) const {
+    Pixels p = *this;
+    const int64_t elements = plane * rows * columns;
+    p.values += elements;
+    if (y != nullptr) p.y += elements;
+    if (places != nullptr) p.places += elements;
+    return p;
+  }
 };
 
-// WINDOW rows of 4 pixels, from `row` down, a multiple of WINDOW, and `column`, a multiple of 4; zero outside.
-template <int WINDOW, class T, class A = Accumulate<T>>
-__device__ __forceinline__ void read_pixels(A (&to)[WINDOW][region_columns], const Pixels<T>& p, int64_t plane, int row,
-                                            int column) {
-  constexpr int count = region_columns / WINDOW;
-  row >>= WINDOW - 1, column >>= WINDOW - 1;
-  A values[count] = {};
+// Reads WINDOW rows of 4 pixels from `row` down, a multiple of WINDOW, and `column`, a multiple of 4; zero outside.
+// What is read and what follows from it are apart, so that a thread has several reads under way.
+template <class T, int WINDOW>
+struct Reading {
+  static constexpr int count = region_columns / WINDOW;
+  Several<count, T> values{}, y{};
   Several<count, uint8_t> places{};
-  if (static_cast<unsigned>(row) < static_cast<unsigned>(p.rows)) {
-    const int64_t at = plane * p.rows * p.columns + row * p.columns;
-    const auto found = load_several<count>(p.values + at, column, p.columns, p.at_once);
+
+  __device__ __forceinline__ void begin(const Pixels<T>& p, int plane, int row, int column) {
+    row >>= WINDOW - 1, column >>= WINDOW - 1;
+    if (static_cast<unsigned>(row) >= static_cast<unsigned>(p.rows)) return;
+    const int at = (plane * p.rows + row) * p.columns;
+    values = load_several<count>(p.values + at, column, p.columns, p.at_once);
+    if (p.y != nullptr) y = load_several<count>(p.y + at, column, p.columns, p.at_once);
+    if (WINDOW > 1 && p.places != nullptr) places = load_several<count>(p.places + at, column, p.columns, p.at_once);
+  }
+
+  template <class A = Accumulate<T>>
+  __device__ __forceinline__ void finish(A (&to)[WINDOW][region_columns], const Pixels<T>& p) const {
+    A wide[count];
 #pragma unroll
-    for (int i = 0; i < count; ++i) values[i] = widen(found.of[i]);
+    for (int i = 0; i < count; ++i) wide[i] = widen(values.of[i]);
     if (p.y != nullptr) {
-      const auto of_y = load_several<count>(p.y + at, column, p.columns, p.at_once);
-      auto apply = [&](Activation activation) {
+      auto multiply_by_slopes = [&](Activation activation) {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-          const A y = widen(of_y.of[i]);
-          values[i] *= activation_slope(y, y, activation);
+          const A of_y = widen(y.of[i]);
+          wide[i] *= activation_slope(of_y, of_y, activation);
         }
       };
       if (p.activation == Activation::relu)
-        apply(Activation::relu);
+        multiply_by_slopes(Activation::relu);
       else
-        apply(p.activation);
+        multiply_by_slopes(p.activation);
     }
-    if (WINDOW > 1 && p.places != nullptr) places = load_several<count>(p.places + at, column, p.columns, p.at_once);
+#pragma unroll
+    for (int r = 0; r < WINDOW; ++r)
+#pragma unroll
+      for (int s = 0; s < region_columns; ++s) {
+        const A value = wide[s / WINDOW];
+        if constexpr (WINDOW == 1)
+          to[r][s] = value;
+        else if (p.places == nullptr)
+          to[r][s] = value / (WINDOW * WINDOW);
+        else
+          to[r][s] = places.of[s / WINDOW] == r * WINDOW + s % WINDOW ? value : A{};
+      }
   }
-#pragma unroll
-  for (int r = 0; r < WINDOW; ++r)
-#pragma unroll
-    for (int s = 0; s < region_columns; ++s) {
-      const A value = values[s / WINDOW];
-      if constexpr (WINDOW == 1)
-        to[r][s] = value;
-      else if (p.places == nullptr)
-        to[r][s] = value / (WINDOW * WINDOW);
-      else
-        to[r][s] = places.of[s / WINDOW] == r * WINDOW + s % WINDOW ? value : A{};
-    }
-}
+};
 
 // How a block's tiles lie: `down` x `across` regions, with K / 2 rows above and below and 4 columns at the sides. In
 // shared memory a plane has `height` rows of `quads` words of 4 columns.
@@ -151,38 +168,47 @@ struct Tiling {
   int plane() const { return height * quads * region_columns; }
 };
 
-// Brings planes to shared memory: `plane_at(p)` says which the pth is, negative for none, whose place stays zero.
-template <int WINDOW, class T, class F, class A = Accumulate<T>>
-__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int top,
-                                      int left, const F& plane_at) {
+// Planes of a block: `chunk` channels of each of its sites, of which the first `units` and `channels` exist; the sites
+// lie `stride` planes apart.
+struct Planes {
+  int of_block, units, channels, stride;
+  Divisor by_chunk;
+};
+
+// Brings planes to shared memory; what does not exist is zero.
+template <int WINDOW, class T, class A = Accumulate<T>>
+__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, const Planes& planes,
+                                      int top, int left) {
+  constexpr int batch = 4;
   const int first = top & ~(WINDOW - 1);  // of a window
-  const int steps = WINDOW == 1 ? t.height : t.height / 2 + 1;
-  for (int i = threadIdx.x; i < planes * steps * t.quads; i += blockDim.x) {
-    int quad = i;
-    int step = t.by_quads.divide(quad);
-    const int p = (WINDOW == 1 ? t.by_height : t.by_pairs).divide(step);
-    const int64_t plane = plane_at(p);
-    A pixels[WINDOW][region_columns] = {};
-    const int row = first + step * WINDOW;
-    if (plane >= 0) read_pixels<WINDOW>(pixels, source, plane, row, left + (quad - 1) * region_columns);
+  const Divisor& by_steps = WINDOW == 1 ? t.by_height : t.by_pairs;
+  const int all = planes.of_block * static_cast<int>(by_steps.by) * t.quads;
+  for (int begin = threadIdx.x; begin < all; begin += batch * blockDim.x) {
+    Reading<T, WINDOW> readings[batch];
+    int rows[batch], to[batch];  // in the tile
 #pragma unroll
-    for (int r = 0; r < WINDOW; ++r) {
-      const int to = row + r - top;
-      if (WINDOW == 1 || static_cast<unsigned>(to) < static_cast<unsigned>(t.height))
-        *reinterpret_cast<Several<region_columns, A>*>(staged +
-                                                       ((p * t.height + to) * t.quads + quad) * region_columns) = {
-            {pixels[r][0], pixels[r][1], pixels[r][2], pixels[r][3]}};
+    for (int b = 0; b < batch; ++b) {
+      int quad = begin + b * static_cast<int>(blockDim.x);
+      int step = t.by_quads.divide(quad);
+      const int p = by_steps.divide(step);
+      int channel = p;
+      const int unit = planes.by_chunk.divide(channel), row = first + step * WINDOW;
+      rows[b] = row - top, to[b] = ((p * t.height + row - top) * t.quads + quad) * region_columns;
+      if (unit < planes.units && channel < planes.channels)
+        readings[b].begin(source, unit * planes.stride + channel, row, left + (quad - 1) * region_columns);
+    }
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      A pixels[WINDOW][region_columns];
+      readings[b].finish(pixels, source);
+#pragma unroll
+      for (int r = 0; r < WINDOW; ++r)
+        if (begin + b * static_cast<int>(blockDim.x) < all &&
+            (WINDOW == 1 || static_cast<unsigned>(rows[b] + r) < static_cast<unsigned>(t.height)))
+          *reinterpret_cast<Several<region_columns, A>*>(staged + to[b] + r * t.quads * region_columns) = {
+              {pixels[r][0], pixels[r][1], pixels[r][2], pixels[r][3]}};
     }
   }
-}
-
-template <class T, class F, class A = Accumulate<T>>
-__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int top,
-                                      int left, const F& plane_at) {
-  if (source.window == 1)
-    stage<1>(staged, source, t, planes, top, left, plane_at);
-  else
-    stage<2>(staged, source, t, planes, top, left, plane_at);
 }
 
 // What a region's row reads: its own 4 columns and 4 on either side.
@@ -353,11 +379,13 @@ __global__ void __launch_bounds__(tile_threads<K>, resident_tiles<T, K>) convolv
   A sums[OUTPUTS][ROWS][region_columns] = {};
   for (int begin = 0; begin < of.inputs; begin += c.chunk) {
     if (begin > 0) __syncthreads();
-    stage(staged, c.source, t, c.units * c.chunk, top - K / 2, left, [&](int p) {
-      const int u = c.by_chunk.divide(p), site = first_site + u, channel = begin + p;
-      const int64_t from = of.shared ? site : first_of_model + site;
-      return site < c.sites && channel < of.inputs ? from * of.inputs + channel : int64_t{-1};
-    });
+    const int64_t site_of_source = (of.shared ? 0 : first_of_model) + first_site;
+    const Pixels<T> source = c.source.from(site_of_source * of.inputs + begin);
+    const Planes planes{c.units * c.chunk, c.sites - first_site, of.inputs - begin, of.inputs, c.by_chunk};
+    if (source.window == 1)
+      stage<1>(staged, source, t, planes, top - K / 2, left);
+    else
+      stage<2>(staged, source, t, planes, top - K / 2, left);
     for (int i = threadIdx.x; i < c.units * c.output_tiles * c.chunk * count; i += blockDim.x) {
       const int element = i % count, tap = element / OUTPUTS;
       int k = i / count;
@@ -414,10 +442,26 @@ struct TiledCorrelation {
   int units, group_tiles, channel_tiles, jobs, job_tiles;  // groups of a block; tiles of outputs of a block
 };
 
-template <class T, int K, int OUTPUTS, int CHANNELS>
+// Sums over a warp: leaves `count` of the N sums in a lane, the first of which is number `first`.
+template <int LENGTH, int N, class A>
+__device__ __forceinline__ void sum_over_warp(A (&sums)[N], int& first, int& count, int bit = warp_size / 2) {
+  constexpr int half = divide_up(LENGTH, 2);
+  const bool is_upper = (lane() & bit) != 0;  // and keeps the upper half
+#pragma unroll
+  for (int i = 0; i < half; ++i) {
+    const A low = sums[i], high = half + i < LENGTH ? sums[least(half + i, LENGTH - 1)] : A{};
+    sums[i] = (is_upper ? high : low) + from_opposite(is_upper ? low : high, bit);
+  }
+  first += is_upper ? half : 0;
+  count = is_upper ? (count > half ? count - half : 0) : least(count, half);
+  if (bit > 1) sum_over_warp<half>(sums, first, count, bit / 2);
+}
+
+template <class T, int K, int OUTPUTS, int CHANNELS, int WINDOW>
 __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_tiles(const TiledCorrelation<T> c) {
   using A = Accumulate<T>;
-  constexpr int ROWS = region_rows<T, K, OUTPUTS>;
+  constexpr int ROWS = region_rows<T, K, OUTPUTS>, taps = K * K;
+  constexpr bool reads_ahead = WINDOW == 2;  // of the barriers, where registers hold what is read
   const Correlation<T>& of = c.of;
   const Tiling& t = c.tiling;
   BlockNumber block;
@@ -425,86 +469,83 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
   const int first = block.digit(c.job_tiles) * c.jobs * OUTPUTS;
   const int first_group = block.digit(c.group_tiles) * c.units, part = block.digit(of.parts);
   const int64_t model = block.rest;
-  const int unit = warp() / c.jobs, output = first + warp() % c.jobs * OUTPUTS;
-  const int outputs = least(OUTPUTS, of.outputs - output), channels = least(CHANNELS, of.inputs - first_channel);
-  const int group = first_group + unit;
-  const bool takes_part = unit < c.units && group < of.groups && outputs > 0;
+  const int unit = warp() / c.jobs, output = first + warp() % c.jobs * OUTPUTS, group = first_group + unit;
+  const int outputs = group < of.groups ? least(OUTPUTS, of.outputs - output) : 0;
+  int column = lane();  // of regions
+  const int row = t.by_across.divide(column);
+  const bool has_region = outputs > 0 && row < t.down;
   const int plane_size = t.height * t.quads * region_columns;
 
   A* const staged = reinterpret_cast<A*>(shared_memory());
-  A sums[CHANNELS][OUTPUTS][K * K] = {}, bias[OUTPUTS] = {};
+  const A* const tile = staged + unit * CHANNELS * plane_size + (row * ROWS * t.quads + column) * region_columns;
+  const Planes planes{c.units * CHANNELS, of.groups - first_group, of.inputs - first_channel, of.inputs,
+                      Divisor(CHANNELS)};
+  A sums[CHANNELS][OUTPUTS][taps] = {}, bias[OUTPUTS] = {};
   const int end = least(of.places, (part + 1) * of.part_places);
+  BlockNumber of_place{static_cast<unsigned>(part * of.part_places)};
+  int tile_column = of_place.digit(t.tiles_across), tile_row = of_place.digit(t.tiles_down);
+  int64_t image = of_place.rest;
   for (int place = part * of.part_places; place < end; ++place) {
-    const int tile_column = place % t.tiles_across, tile_row = place / t.tiles_across % t.tiles_down;
-    const int64_t image = place / t.tiles_across / t.tiles_down, of_model = model * of.batch + image;
+    const int64_t image_of_model = model * of.batch + image;
     const int top = tile_row * t.down * ROWS, left = tile_column * t.across * region_columns;
+    const Pixels<T> source = c.gradients.from((image_of_model * of.groups + group) * of.outputs + output);
+    Reading<T, WINDOW> readings[OUTPUTS][ROWS / WINDOW];
+    auto begin_reading = [&](int o) {
+#pragma unroll
+      for (int r = 0; r < ROWS / WINDOW; ++r)
+        if (has_region && o < outputs)
+          readings[o][r].begin(source, o, top + row * ROWS + r * WINDOW, left + column * region_columns);
+    };
+    if (reads_ahead)
+#pragma unroll
+      for (int o = 0; o < OUTPUTS; ++o) begin_reading(o);
+
+    const int64_t site = (of.shared ? image : image_of_model) * of.groups + first_group;
     if (place > part * of.part_places) __syncthreads();
-    stage(staged, c.images, t, c.units * CHANNELS, top - K / 2, left, [&](int p) {
-      const int u = p / CHANNELS, channel = first_channel + p % CHANNELS;
-      return first_group + u < of.groups && channel < of.inputs
-                 ? ((of.shared ? image : of_model) * of.groups + first_group + u) * of.inputs + channel
-                 : int64_t{-1};
-    });
+    stage<1>(staged, c.images.from(site * of.inputs + first_channel), t, planes, top - K / 2, left);
     __syncthreads();
-    if (!takes_part) continue;
-    for (int region = lane(); region < t.down * t.across; region += warp_size) {
-      int column = region;
-      const int row = t.by_across.divide(column);
-      A gradients[OUTPUTS][ROWS][region_columns];
+    if (++tile_column == t.tiles_across) tile_column = 0, ++tile_row;
+    if (tile_row == t.tiles_down) tile_row = 0, ++image;
+    if (!has_region) continue;
+    A gradients[OUTPUTS][ROWS][region_columns];
 #pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o) {
-        const int64_t plane = (of_model * of.groups + group) * of.outputs + output + (o < outputs ? o : 0);
+    for (int o = 0; o < OUTPUTS; ++o) {
+      if (!reads_ahead) begin_reading(o);
 #pragma unroll
-        for (int r = 0; r < ROWS; r += 2) {
-          A two[2][region_columns];
-          const int from_row = top + row * ROWS + r, from_column = left + column * region_columns;
-          if (c.gradients.window == 2) {
-            read_pixels<2>(two, c.gradients, plane, from_row, from_column);
-          } else {
+      for (int r = 0; r < ROWS; r += WINDOW) {
+        A pixels[WINDOW][region_columns];
+        readings[o][r / WINDOW].finish(pixels, source);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              A one[1][region_columns];
-              read_pixels<1>(one, c.gradients, plane, from_row + i, from_column);
-#pragma unroll
-              for (int s = 0; s < region_columns; ++s) two[i][s] = one[0][s];
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < 2 * region_columns; ++i) {
-            const A gradient = two[i / region_columns][i % region_columns];
-            gradients[o][r + i / region_columns][i % region_columns] = gradient;
-            bias[o] += gradient;
-          }
+        for (int i = 0; i < WINDOW * region_columns; ++i) {
+          const A gradient = pixels[i / region_columns][i % region_columns];
+          gradients[o][r + i / region_columns][i % region_columns] = gradient;
+          bias[o] += gradient;
         }
       }
-#pragma unroll
-      for (int k = 0; k < CHANNELS; ++k)
-        correlate_region<K>(
-            sums[k], gradients,
-            staged + (unit * CHANNELS + k) * plane_size + (row * ROWS * t.quads + column) * region_columns,
-            t.quads * region_columns);
     }
-  }
-  if (!takes_part) return;
-
-  auto of_warp = [](A sum) {
-#pragma unroll
-    for (int offset = warp_size / 2; offset > 0; offset /= 2) sum += from_further(sum, offset);
-    return sum;
-  };
-  const int64_t to = ((part * of.models + model) * of.groups + group) * of.outputs + output;
-#pragma unroll
-  for (int o = 0; o < OUTPUTS; ++o) {
 #pragma unroll
     for (int k = 0; k < CHANNELS; ++k)
+      correlate_region<K>(sums[k], gradients, tile + k * plane_size, t.quads * region_columns);
+  }
+
+  constexpr int all = CHANNELS * OUTPUTS * taps + OUTPUTS;
+  A of_warp[all];
 #pragma unroll
-      for (int tap = 0; tap < K * K; ++tap) {
-        const A sum = of_warp(sums[k][o][tap]);
-        if (lane() == 0 && o < outputs && k < channels)
-          of.weights[((to + o) * of.inputs + first_channel + k) * (K * K) + tap] = sum;
-      }
-    const A sum = of_warp(bias[o]);
-    if (lane() == 0 && o < outputs && first_channel == 0 && of.biases != nullptr) of.biases[to + o] = sum;
+  for (int i = 0; i < all; ++i)
+    of_warp[i] = i < all - OUTPUTS ? sums[i / taps / OUTPUTS % CHANNELS][i / taps % OUTPUTS][i % taps]
+                                   : bias[(i - all + OUTPUTS) % OUTPUTS];
+  int begin = 0, count = all;
+  sum_over_warp<all>(of_warp, begin, count);
+  const int64_t to = ((part * of.models + model) * of.groups + group) * of.outputs + output;
+#pragma unroll
+  for (int i = 0; i < divide_up(all, warp_size); ++i) {
+    const int at = begin + i, is_bias = at >= all - OUTPUTS;
+    const int o = is_bias ? at - all + OUTPUTS : at / taps % OUTPUTS, channel = first_channel + at / taps / OUTPUTS;
+    if (i >= count || o >= outputs) continue;
+    if (!is_bias && channel < of.inputs)
+      of.weights[((to + o) * of.inputs + channel) * taps + at % taps] = of_warp[i];
+    else if (is_bias && first_channel == 0 && of.biases != nullptr)
+      of.biases[to + o] = of_warp[i];
   }
 }
 
@@ -515,7 +556,9 @@ inline bool tiles_serve(const ConvShape& s) {
     if (s.kernel[axis] != s.kernel[0] || s.stride[axis] != 1 || s.dilation[axis] != 1 ||
         s.padding[axis] != s.kernel[0] / 2)
       return false;
-  return s.batch * s.groups < most_size && (s.kernel[0] == 3 || s.kernel[0] == 5 || s.kernel[0] == 7);
+  // A tile's planes are counted in 32 bits.
+  return s.batch * s.groups < most_size && s.height * s.width < most_plane &&
+         (s.kernel[0] == 3 || s.kernel[0] == 5 || s.kernel[0] == 7);
 }
 
 // Whether a thread's region has whole windows.
@@ -646,15 +689,15 @@ auto with_kernels(const ConvShape& s, const F& f) {
 template <class T>
 TiledCorrelationPlan tiled_correlation_plan(const ConvShape& s) {
   return with_kernels<T>(s, [&]<int K, int OUTPUTS, int CHANNELS>() {
-    constexpr int warps_of_block = conv_threads / warp_size, wanted_blocks = 256;
+    constexpr int warps_of_block = conv_threads / warp_size, wanted_blocks = 512;
     const int inputs = static_cast<int>(s.channels / s.groups), outputs = static_cast<int>(s.outputs / s.groups);
     TiledCorrelationPlan p{};
     p.outputs = OUTPUTS, p.channels = CHANNELS;
-    p.tiling = Tiling(static_cast<int>(s.height), static_cast<int>(s.width), K, region_rows<T, K, OUTPUTS>,
-                      2 * warp_size, sizeof(Accumulate<T>));
+    p.tiling = Tiling(static_cast<int>(s.height), static_cast<int>(s.width), K, region_rows<T, K, OUTPUTS>, warp_size,
+                      sizeof(Accumulate<T>));
     const int tiles_of_outputs = divide_up(outputs, OUTPUTS);
-    p.jobs = least(tiles_of_outputs, warps_of_block);
-    p.job_tiles = divide_up(tiles_of_outputs, p.jobs), p.channel_tiles = divide_up(inputs, CHANNELS);
+    p.job_tiles = divide_up(tiles_of_outputs, warps_of_block);
+    p.jobs = divide_up(tiles_of_outputs, p.job_tiles), p.channel_tiles = divide_up(inputs, CHANNELS);
     const int64_t bytes = int64_t{p.tiling.plane()} * CHANNELS * sizeof(Accumulate<T>);
     p.units = least(warps_of_block / p.jobs, static_cast<int>(tile_bytes / bytes));
     p.units = least(p.units > 1 ? p.units : 1, static_cast<int>(s.groups));
@@ -686,7 +729,9 @@ cudaError_t launch_tiled_correlation(Correlation<T> of, const ConvShape& s, cons
                         p.job_tiles};
   const int64_t bytes = int64_t{p.units} * p.channels * p.tiling.plane() * sizeof(Accumulate<T>);
   return with_kernels<T>(s, [&]<int K, int OUTPUTS, int CHANNELS>() {
-    return launch(correlate_tiles<T, K, OUTPUTS, CHANNELS>, p.blocks, p.units * p.jobs * warp_size, bytes, stream, c);
+    auto kernel = gradients.window == 1 ? correlate_tiles<T, K, OUTPUTS, CHANNELS, 1>
+                                        : correlate_tiles<T, K, OUTPUTS, CHANNELS, 2>;
+    return launch(kernel, p.blocks, p.units * p.jobs * warp_size, bytes, stream, c);
   });
 }
 

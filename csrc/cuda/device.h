@@ -34,6 +34,12 @@ __device__ __forceinline__ A from_further(A value, int offset) {
   return __shfl_down_sync(0xffffffffu, value, offset);
 }
 
+// The value that the thread holds whose lane differs in the bits of `mask`; all threads of a warp take part.
+template <class A>
+__device__ __forceinline__ A from_opposite(A value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
 // A float with TF32's 10 bits of mantissa, as bits.
 __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #if defined(__CUDA_ARCH__)

@@ -44,8 +44,8 @@ using Where = std::source_location;
 
 unsigned char* shared_memory();
 void synchronize(const Where& where);
-// What the warp's thread `offset` further holds replaces the value.
-void shuffle_down(void* value, size_t bytes, int offset, const Where& where);
+// What the warp's thread `lane` holds replaces the value, if there is one.
+void shuffle(void* value, size_t bytes, int lane, const Where& where);
 // By a whole warp: d += a b as mma.sync has it; `product` is that of two words.
 void multiply(float* d, const uint32_t* a, const uint32_t* b, float (*product)(float, uint32_t, uint32_t),
               const Where& where);
@@ -82,7 +82,12 @@ inline void __syncthreads(const emulation::Where& where = emulation::Where::curr
 
 template <class A>
 A __shfl_down_sync(unsigned, A value, int offset, const emulation::Where& where = emulation::Where::current()) {
-  emulation::shuffle_down(&value, sizeof value, offset, where);
+  emulation::shuffle(&value, sizeof value, static_cast<int>(threadIdx.x % 32) + offset, where);
+  return value;
+}
+template <class A>
+A __shfl_xor_sync(unsigned, A value, int mask, const emulation::Where& where = emulation::Where::current()) {
+  emulation::shuffle(&value, sizeof value, static_cast<int>(threadIdx.x % 32) ^ mask, where);
   return value;
 }
 

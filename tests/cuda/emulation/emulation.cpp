@@ -337,12 +337,12 @@ void expect_aligned(const void* memory, size_t bytes) {
 void synchronize(const Where& where) { block->wait(block->whole, block->threads, where); }
 
 // All leave their values, then all take, then all may leave others.
-void shuffle_down(void* value, size_t bytes, int offset, const Where& where) {
-  const int me = block->current, lane = me % 32;
+void shuffle(void* value, size_t bytes, int lane, const Where& where) {
+  const int me = block->current;
   Barrier& barrier = block->warps[me / 32];
   std::memcpy(&block->shuffled[me], value, bytes);
   block->wait(barrier, 32, where);
-  if (lane + offset < 32) std::memcpy(value, &block->shuffled[me + offset], bytes);
+  if (lane < 32) std::memcpy(value, &block->shuffled[me - me % 32 + lane], bytes);
   block->wait(barrier, 32, where);
 }
 
