@@ -28,17 +28,29 @@ struct alignas(least(16, N * sizeof(T))) Several {
   T of[N];
 };
 
-// Elements of a row from `column` on; zero outside.
+// As they lie in memory: taken apart where they are used, they are not waited for before.
+template <int BYTES>
+struct alignas(least(16, BYTES)) Packed {
+  uint32_t of[BYTES / 4];
+};
+template <>
+struct alignas(2) Packed<2> {
+  uint16_t of[1];
+};
+
+// Elements of a row from `column` on, where `from` points; zero outside.
 template <int N, class T>
-__device__ __forceinline__ Several<N, T> load_several(const T* row, int column, int columns, bool at_once) {
+__device__ __forceinline__ Packed<N * sizeof(T)> load_several(const T* from, int column, int columns, bool at_once) {
   const auto inside = [&](int i) { return static_cast<unsigned>(column + i) < static_cast<unsigned>(columns); };
-  Several<N, T> found{};
+  Packed<N * sizeof(T)> found{};
   if (at_once) {
-    if (inside(0)) found = together<Several<N, T>>(row + column);
+    if (inside(0)) found = together<Packed<N * sizeof(T)>>(from);
   } else {
+    Several<N, T> elements{};
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      if (inside(i)) found.of[i] = row[column + i];
+      if (inside(i)) elements.of[i] = from[i];
+    found = __builtin_bit_cast(Packed<N * sizeof(T)>, elements);
   }
   return found;
 }
@@ -62,7 +74,7 @@ struct Divisor {
   Divisor() = default;
   __host__ __device__ explicit constexpr Divisor(int by_) : by(by_), factor((1u << 31) / by_ + 1) {}
   __device__ __forceinline__ int quotient(int n) const {
-    return static_cast<int>(static_cast<uint64_t>(static_cast<unsigned>(n)) * factor >> 31);
+    return static_cast<int>(uint64_t{2 * static_cast<unsigned>(n)} * factor >> 32);
   }
   // The quotient; leaves the remainder.
   __device__ __forceinline__ int divide(int& n) const {
@@ -80,14 +92,12 @@ struct Pixels {
   const T *values, *y;
   const uint8_t* places;
   Activation activation;
-  bool at_once;  // `values`, `y` and `places` may be read 4 / window at a time
+  bool at_once;       // `values`, `y` and `places` may be read 4 / window at a time
+  int64_t first = 0;  // element, of what is read
 
   __device__ __forceinline__ Pixels from(int64_t plane) const {
     Pixels p = *this;
-    const int64_t elements = plane * rows * columns;
-    p.values += elements;
-    if (y != nullptr) p.y += elements;
-    if (places != nullptr) p.places += elements;
+    p.first = plane * rows * columns;
     return p;
   }
 };
@@ -97,13 +107,13 @@ struct Pixels {
 template <class T, int WINDOW>
 struct Reading {
   static constexpr int count = region_columns / WINDOW;
-  Several<count, T> values{}, y{};
-  Several<count, uint8_t> places{};
+  Packed<count * sizeof(T)> values{}, y{};
+  Packed<count> places{};
 
-  __device__ __forceinline__ void begin(const Pixels<T>& p, int plane, int row, int column) {
+  __device__ __forceinline__ void begin(const Pixels<T>& p, bool exists, int plane, int row, int column) {
     row >>= WINDOW - 1, column >>= WINDOW - 1;
-    if (static_cast<unsigned>(row) >= static_cast<unsigned>(p.rows)) return;
-    const int at = (plane * p.rows + row) * p.columns;
+    if (!exists || static_cast<unsigned>(row) >= static_cast<unsigned>(p.rows)) return;
+    const int64_t at = p.first + ((plane * p.rows + row) * p.columns + column);
     values = load_several<count>(p.values + at, column, p.columns, p.at_once);
     if (p.y != nullptr) y = load_several<count>(p.y + at, column, p.columns, p.at_once);
     if (WINDOW > 1 && p.places != nullptr) places = load_several<count>(p.places + at, column, p.columns, p.at_once);
@@ -111,14 +121,16 @@ struct Reading {
 
   template <class A = Accumulate<T>>
   __device__ __forceinline__ void finish(A (&to)[WINDOW][region_columns], const Pixels<T>& p) const {
+    const auto values_ = __builtin_bit_cast(Several<count, T>, values), y_ = __builtin_bit_cast(Several<count, T>, y);
+    const auto places_ = __builtin_bit_cast(Several<count, uint8_t>, places);
     A wide[count];
 #pragma unroll
-    for (int i = 0; i < count; ++i) wide[i] = widen(values.of[i]);
+    for (int i = 0; i < count; ++i) wide[i] = widen(values_.of[i]);
     if (p.y != nullptr) {
       auto multiply_by_slopes = [&](Activation activation) {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-          const A of_y = widen(y.of[i]);
+          const A of_y = widen(y_.of[i]);
           wide[i] *= activation_slope(of_y, of_y, activation);
         }
       };
@@ -137,7 +149,7 @@ struct Reading {
         else if (p.places == nullptr)
           to[r][s] = value / (WINDOW * WINDOW);
         else
-          to[r][s] = places.of[s / WINDOW] == r * WINDOW + s % WINDOW ? value : A{};
+          to[r][s] = places_.of[s / WINDOW] == r * WINDOW + s % WINDOW ? value : A{};
       }
   }
 };
@@ -194,8 +206,8 @@ __device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const 
       int channel = p;
       const int unit = planes.by_chunk.divide(channel), row = first + step * WINDOW;
       rows[b] = row - top, to[b] = ((p * t.height + row - top) * t.quads + quad) * region_columns;
-      if (unit < planes.units && channel < planes.channels)
-        readings[b].begin(source, unit * planes.stride + channel, row, left + (quad - 1) * region_columns);
+      readings[b].begin(source, unit < planes.units && channel < planes.channels, unit * planes.stride + channel, row,
+                        left + (quad - 1) * region_columns);
     }
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
@@ -493,8 +505,8 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
     auto begin_reading = [&](int o) {
 #pragma unroll
       for (int r = 0; r < ROWS / WINDOW; ++r)
-        if (has_region && o < outputs)
-          readings[o][r].begin(source, o, top + row * ROWS + r * WINDOW, left + column * region_columns);
+        readings[o][r].begin(source, has_region && o < outputs, o, top + row * ROWS + r * WINDOW,
+                             left + column * region_columns);
     };
     if (reads_ahead)
 #pragma unroll
