@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +12,75 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from ablations.report.figures.theme import GRID, INK, MARKERS, MUTED, PALETTE, WIDTH, Drawing, themed
 from ablations.report.html import inline
+from ablations.report.numbers import count
 from bench.cases import Recurrent, parse
 from bench.protocol import NATIVE
 from bench.ratios import Verdict
 from bench.results import Results, Row
-from bench.scaling import AXES, Law, laws
+from bench.scaling import SIZES, Law, laws
 
 COLOURS: dict[Verdict, tuple[str, str]] = {"faster": ("#009e73", "o"), "slower": ("#d55e00", "X"), "same": (MUTED, "s")}
+
+MOST_IN_A_COLUMN = 40  # cases of a forest
 
 
 @themed
 def forest(rows: Sequence[Row]) -> Figure:
-    """Every case's ratio with its interval, by group, on a logarithmic axis; bars beside 1 are A/A bands."""
-    groups = [(group, list(members)) for group, members in groupby(rows, key=lambda row: row.group)]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1 + 0.19 * (len(rows) + 1.5 * len(groups))))
+    """Every case's ratio with its interval, by group, on a logarithmic axis; bars beside 1 are A/A bands.
+
+    Many cases stand in two columns.
+    """
+    names = dict.fromkeys(row.group for row in rows)
+    groups = [[row for row in rows if row.group == name] for name in names]
+    sides = _in_two(groups) if len(rows) > MOST_IN_A_COLUMN else [groups]
+    longest = max(_lines(side) for side in sides)
+    figure, grid = plt.subplots(1, len(sides), figsize=(WIDTH, 1 + 0.19 * longest), sharex=True, squeeze=False)
+    for axes, side in zip(grid[0], sides, strict=True):
+        _forest_column(axes, side, longest)
+    grid[0, 0].set_xscale("log")
+    _plain_ticks(grid[0, 0].xaxis, LogLocator(subs=(1, 2, 5)))
+    figure.supxlabel("the other's time / ours (above 1: ours is faster)", fontsize=9.5)
+    return figure
+
+
+def _lines(groups: Sequence[Sequence[Row]]) -> float:
+    """Of a column of the forest."""
+    return sum(1.5 + len(members) for members in groups)
+
+
+def _in_two(groups: list[list[Row]]) -> list[list[list[Row]]]:
+    """The groups in two columns, as equal as their order allows."""
+    cuts = [[groups[:k], groups[k:]] for k in range(1, len(groups))] or [[groups]]
+    return min(cuts, key=lambda sides: max(map(_lines, sides)))
+
+
+def _forest_column(axes: Axes, groups: Sequence[Sequence[Row]], lines: float) -> None:
     y, ticks = 0.0, []
-    for group, members in groups:
-        ticks.append((y, group))
+    for members in groups:
+        ticks.append((y, members[0].group, "bold"))
         for row in members:
             y += 1
             colour, marker = COLOURS[row.verdict]
             axes.plot([1 / row.band, row.band], [y, y], color=MUTED, lw=5, alpha=0.25, solid_capstyle="butt")
             axes.plot([row.low, row.high], [y, y], color=colour, lw=1.8)
-            axes.plot(row.ratio, y, marker, color=colour, ms=4.5)
-            ticks.append((y, row.shape if row.other == NATIVE else f"{row.shape} vs {row.other}"))
+            axes.plot(row.ratio, y, marker, color=colour, ms=4)
+            ticks.append((y, row.shape if row.other == NATIVE else f"{row.shape} vs {row.other}", "normal"))
         y += 1.5
     axes.axvline(1, color=INK, lw=1)
-    axes.set(xscale="log", ylim=(y - 0.5, -1), xlabel="the other's time / ours (above 1: ours is faster)")
-    axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=7.5)
-    for label, (_, text) in zip(axes.get_yticklabels(), ticks, strict=True):
-        label.set_fontweight("bold" if "-train" in text or "-infer" in text or "-runs" in text else "normal")
-    _plain_ticks(axes.xaxis, LogLocator(subs=(1, 2, 5)))
+    axes.set_ylim(lines - 0.5, -1)
+    axes.set_yticks([place for place, *_ in ticks], [label for _, label, _ in ticks], fontsize=7 if lines > 30 else 7.5)
+    for label, (*_, weight) in zip(axes.get_yticklabels(), ticks, strict=True):
+        label.set_fontweight(weight)
     axes.grid(axis="y", visible=False)
-    return figure
 
 
 @themed
@@ -87,7 +115,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
 @themed
 def scaling(found: Sequence[Law]) -> Figure:
     """Time, and memory held for the backward pass, against sizes on logarithmic axes, with fitted slopes."""
-    panels = [(unit, axis) for unit in ("ms", "MB") for axis in AXES if _laws(found, unit, axis)]
+    panels = [(unit, axis) for unit in ("ms", "MB") for axis in SIZES if _laws(found, unit, axis)]
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(WIDTH, 2.7 * lines), squeeze=False)
@@ -97,16 +125,50 @@ def scaling(found: Sequence[Law]) -> Figure:
         members = _laws(found, unit, axis)
         for number, law in enumerate(members):
             colour = PALETTE[number % len(PALETTE)]
-            what = law.group if axis == "threads" else law.group.partition("-")[2]
+            is_alone = sum(other.group == law.group for other in members) == 1
+            what = law.group.partition("-")[2] + ("" if is_alone else f"\n{law.fixed}")
             label = f"{what}: {law.slope:.2f} ({law.native_slope:.2f})"
             axes.plot(law.sizes, law.ours, "o-", color=colour, ms=3.5, lw=1.2, label=label)
             axes.plot(law.sizes, law.native, "s--", color=colour, ms=3.5, lw=1.2, markerfacecolor="white")
-        axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="ms per step" if unit == "ms" else "MB held")
+        axes.set(xscale="log", yscale="log", xlabel=SIZES[axis], ylabel="ms per step" if unit == "ms" else "MB held")
         sizes = sorted({size for law in members for size in law.sizes})
         _plain_ticks(axes.xaxis, FixedLocator(sizes[:: 1 + len(sizes) // 6]))
-        _plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
-        axes.margins(y=0.25)
+        low, high = axes.get_ylim()
         axes.legend(fontsize=6.5, loc="upper left", handlelength=1)
+        lines = sum(1 + text.get_text().count("\n") for text in axes.get_legend().get_texts())
+        axes.set_ylim(low, high * (high / low) ** (0.1 * lines))  # room for the legend
+        _plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    return figure
+
+
+@themed
+def threads(found: Sequence[Law]) -> Figure:
+    """How many times faster a group is on more threads than on the fewest, ours and torch.nn's, a row per group."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.3 * len(found)))
+    for y, law in enumerate(found):
+        for times, marker, face, dy in ((law.ours, "o", None, -0.12), (law.native, "s", "white", 0.12)):
+            gains = [times[0] / time for time in times[1:]]
+            for number, gain in enumerate(gains):
+                colour = PALETTE[number % len(PALETTE)]
+                axes.plot([1, gain], [y + dy, y + dy], color=colour, lw=1, alpha=0.5)
+                axes.plot(gain, y + dy, marker, color=colour, ms=5.5, markerfacecolor=face or colour)
+    sizes = found[0].sizes
+    for number, size in enumerate(sizes[1:]):
+        axes.axvline(size / sizes[0], color=PALETTE[number % len(PALETTE)], lw=1, ls=":")
+    axes.axvline(1, color=INK, lw=1)
+    axes.set(xscale="log", ylim=(len(found) - 0.5, -0.6), xlabel=f"times faster than on {count(sizes[0], 'thread')}")
+    axes.set_yticks(range(len(found)), [law.group for law in found])
+    ticks = [0.5, 0.7, 1, 1.2, 1.5, *(size / sizes[0] for size in sizes[1:])]
+    low, high = axes.get_xlim()
+    _plain_ticks(axes.xaxis, FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.grid(axis="y", visible=False)
+    handles = [Line2D([], [], color=MUTED, ls="", marker="o", label="ours")]
+    handles.append(Line2D([], [], color=MUTED, ls="", marker="s", markerfacecolor="white", label=NATIVE))
+    handles += [
+        Line2D([], [], color=PALETTE[number % len(PALETTE)], ls=":", label=f"{size} threads, ideal")
+        for number, size in enumerate(sizes[1:])
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
@@ -122,10 +184,15 @@ def heat_map(rows: Sequence[Row]) -> Figure:
         case = parse(row.case)
         if isinstance(case, Recurrent):
             cells.setdefault(row.group, {}).setdefault((case.batch, case.hidden_size), []).append(row.ratio)
-    figure, grid = plt.subplots(1, len(cells), figsize=(WIDTH, 3.2), squeeze=False, sharey=True)
     widths = sorted({width for found in cells.values() for _, width in found})
     batches = sorted({batch for found in cells.values() for batch, _ in found})
-    for axes, (group, found) in zip(grid[0], cells.items(), strict=True):
+    columns = min(len(cells), max(1, int(6.4 / (0.25 + 0.26 * len(batches)))))
+    lines = -(-len(cells) // columns)
+    size = (WIDTH, (0.8 + 0.38 * len(widths)) * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True)
+    for axes in grid.flat[len(cells) :]:
+        axes.set_visible(False)
+    for axes, (group, found) in zip(grid.flat, cells.items(), strict=False):
         table = np.full((len(widths), len(batches)), np.nan)
         for (batch, width), ratios in found.items():
             table[widths.index(width), batches.index(batch)] = np.exp(np.mean(np.log(ratios)))
@@ -136,14 +203,18 @@ def heat_map(rows: Sequence[Row]) -> Figure:
             norm=LogNorm(1 / 8, 8),
             annot=True,
             fmt=".1f",
-            annot_kws={"fontsize": 6.5},
+            annot_kws={"fontsize": 7},
             cbar=False,
+            linewidths=1,
+            linecolor=GRID,
             xticklabels=batches,
             yticklabels=widths,
         )
         axes.set_title(group.removeprefix("recurrent-"))
         axes.set(xlabel="batch")
-    grid[0][0].set_ylabel("hidden units")
+        axes.grid(visible=False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("hidden units")
     return figure
 
 
@@ -170,7 +241,8 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "How much of the machine",
                 "Arithmetic per second against arithmetic per byte. A dash over each case is its limit: the arithmetic "
                 "peak, or what the memory bandwidth at its size allows, both measured beside it. Open markers: "
-                "inference.",
+                "inference. Arithmetic is that of the direct way: what lies above its dash takes a way with fewer "
+                "multiplications (Winograd's).",
                 "Scatter plot of GFLOP/s against FLOP per byte, with the limit over each point.",
                 partial(roofline, cases),
                 "figures.roofline(rows)",
@@ -181,14 +253,16 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
             Drawing(
                 "heat_map",
                 "Where it is faster",
-                "torch.nn's time over ours by batch and hidden units. Purple: ours is faster; orange: slower.",
+                "torch.nn's time over ours by batch and hidden units. Purple: ours is faster; orange: slower; "
+                "empty: not measured.",
                 "Heat maps of time ratios, a panel per cell and mode.",
                 partial(heat_map, cases),
                 "figures.heat_map(rows)",
             )
         )
     fitted = laws([row for row in every if row.part == "step" and row.other == NATIVE])
-    if fitted:
+    by_size, by_threads = ([law for law in fitted if (law.axis in SIZES) is is_size] for is_size in (True, False))
+    if by_size:
         found.append(
             Drawing(
                 "scaling",
@@ -197,8 +271,20 @@ def drawings(results: Results, every: Sequence[Row]) -> list[Drawing]:
                 "logarithmic axes: solid is ours, dashed torch.nn's. Slopes, torch.nn's in brackets, are fitted by "
                 "least squares: 1 is proportional growth.",
                 "Line plots of milliseconds and megabytes against sizes, ours and torch.nn's.",
-                partial(scaling, fitted),
+                partial(scaling, by_size),
                 "figures.scaling(laws(rows))",
+            )
+        )
+    if by_threads:
+        found.append(
+            Drawing(
+                "threads",
+                "What more threads bring",
+                "How many times faster than on the fewest threads, geometric mean over the cases of a group. Dots are "
+                "ours, open squares torch.nn; on the dotted line, threads share the work without loss.",
+                "Dots of the gain by more threads, ours and torch.nn's, a row per group.",
+                partial(threads, by_threads),
+                "figures.threads([law for law in laws(rows) if law.axis == 'threads'])",
             )
         )
     return found

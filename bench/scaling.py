@@ -11,12 +11,11 @@ import numpy as np
 from bench.cases import Ensemble, Recurrent, parse
 from bench.results import Row
 
-AXES = {
+SIZES = {
     "steps": "steps T",
     "batch": "batch B",
     "hidden_size": "hidden units H",
     "models": "models E",
-    "threads": "threads",
 }
 Unit = Literal["ms", "MB"]
 MEMORY_AXES = ("steps", "models")
@@ -25,7 +24,10 @@ FEWEST = 4  # sizes that make a sweep; of threads, two do
 
 @dataclass(frozen=True)
 class Law:
-    """Milliseconds or megabytes at `sizes` of one axis, ours and torch.nn's, and the exponents of their power laws."""
+    """Milliseconds or megabytes at `sizes` of one axis, ours and torch.nn's, and the exponents of their power laws.
+
+    `fixed` names the sizes that stay, such as `T30-B32-I3`; of threads it is empty.
+    """
 
     axis: str
     unit: Unit
@@ -33,6 +35,7 @@ class Law:
     sizes: tuple[int, ...]
     ours: tuple[float, ...]
     native: tuple[float, ...]
+    fixed: str = ""
 
     @property
     def slope(self) -> float:
@@ -51,7 +54,7 @@ def laws(rows: Sequence[Row]) -> list[Law]:
     """
     most = max((row.threads for row in rows), default=0)
     found = []
-    for axis in AXES:
+    for axis in SIZES:
         sweeps: dict[object, dict[int, Row]] = {}
         for row in rows:
             case = None if row.group.endswith("-runs") else parse(row.case)
@@ -69,12 +72,15 @@ def _of_sweep(axis: str, sweep: dict[int, Row]) -> list[Law]:
     sizes = tuple(sorted(sweep))
     rows = [sweep[size] for size in sizes]
     group = rows[0].group
-    times = [tuple(row.milliseconds for row in rows), tuple(row.other_milliseconds for row in rows)]
-    found = [Law(axis, "ms", group, sizes, *times)]
+    ours, native = tuple(row.milliseconds for row in rows), tuple(row.other_milliseconds for row in rows)
+    letter = SIZES[axis][-1]
+    fixed = "-".join(part for part in rows[0].shape.split("-") if not part.startswith(letter))
+    found = [Law(axis, "ms", group, sizes, ours, native, fixed)]
     held = [(row.held_megabytes, row.other_held_megabytes) for row in rows]
-    known = [(ours, native) for ours, native in held if ours is not None and native is not None]
+    known = [(own, other) for own, other in held if own is not None and other is not None]
     if axis in MEMORY_AXES and len(known) == len(rows):
-        found.append(Law(axis, "MB", group, sizes, *zip(*known, strict=True)))
+        ours, native = zip(*known, strict=True)
+        found.append(Law(axis, "MB", group, sizes, ours, native, fixed))
     return found
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from rows import ABOUT, ROW
 
-from bench.figures import write_page
+from bench.cases import MODES
+from bench.figures import forest, threads, write_page
 from bench.results import Results, Row
-from bench.scaling import laws
+from bench.scaling import Law, laws
 
 
 def gru(shape: str, milliseconds: float, **changed: object) -> Row:
@@ -46,6 +47,26 @@ def test_results_of_one_and_two_threads_make_the_law_of_threads() -> None:
     assert law.slope == pytest.approx(-1)
 
 
+def test_sweeps_of_one_group_are_told_apart_by_what_stays_fixed() -> None:
+    wide = [gru(f"T{t}-B32-I3-H64", 0.2 * t) for t in (8, 16, 32, 64)]
+    assert [law.fixed for law in laws([*SWEEP, *wide]) if law.unit == "ms"] == ["B32-I3-H32", "B32-I3-H64"]
+
+
+def test_gains_by_threads_are_ratios_of_times() -> None:
+    law = Law("threads", "ms", "conv-train", (1, 2), (3.0, 2.0), (4.0, 4.0))
+    lines = [line.get_xdata() for line in threads([law]).axes[0].lines]
+    assert {float(x[0]) for x in lines if len(x) == 1} == {1.5, 1.0}
+
+
+def test_a_forest_names_each_group_once_and_many_cases_stand_in_two_columns() -> None:
+    rows = [gru(f"T{t}-B32-I3-H32", 1.0, group=f"recurrent-GRU-{mode}") for t in range(8, 38) for mode in MODES]
+    columns = forest(rows).axes
+    labels = [label.get_text() for axes in columns for label in axes.get_yticklabels()]
+    assert [label for label in labels if label.startswith("recurrent")] == [f"recurrent-GRU-{mode}" for mode in MODES]
+    assert len(columns) == 2
+    assert len(labels) == len(rows) + len(MODES)
+
+
 def test_the_page_holds_every_figure_and_every_comparison(tmp_path: Path) -> None:
     rows = [
         *SWEEP,
@@ -54,8 +75,9 @@ def test_the_page_holds_every_figure_and_every_comparison(tmp_path: Path) -> Non
         replace(SWEEP[0], other="jax"),
     ]
     rows += [replace(SWEEP[0], part=part) for part in ("forward", "backward")]
-    page = write_page([Results(rows, {**ABOUT, "date": "2026-11-24"})], tmp_path).read_text()
-    names = {"forest", "roofline", "heat_map", "scaling"}
+    alone = Results([replace(row, threads=1) for row in rows], ABOUT)
+    page = write_page([Results(rows, {**ABOUT, "date": "2026-11-24"}), alone], tmp_path).read_text()
+    names = {"forest", "roofline", "heat_map", "scaling", "threads"}
     assert {path.stem for path in tmp_path.glob("*.png")} == names == {path.stem for path in tmp_path.glob("*.svg")}
     assert page.count("<figure>") == len(names)
     assert page.count("<tr>") == 1 + len(rows)
