@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ablations.data.augmentation import augmentation, shift
-from ablations.data.images import held_out, load, split, version
+from ablations.data.images import held_out, load, split, tell_repairs, version
 from ablations.design import Predictor, Response
 from ablations.models import ConvNet, Style
 
@@ -54,6 +54,8 @@ class ImageTask:
 
     @staticmethod
     def data_version(settings: Mapping[str, Any]) -> str:
+        """What is repaired in the data is told here, once, when runs are planned."""
+        tell_repairs(settings["data"], settings["image_size"])
         return version(settings["data"])
 
     def model(self) -> ConvNet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +26,46 @@ def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray
 
     Classes are the subfolders of `folder/train` and `folder/test`, or of the folder itself: then each image belongs to
     the test part or not by a hash of its class and name, about a fifth do, and adding images moves none. All images
-    are grey if all files are, else in colour. With `image_size` each is resized to such a square, which is reported.
-    Files whose names begin with a dot are not looked at.
+    are grey if all files are, else in colour. With `image_size` each is resized to such a square, which `tell_repairs`
+    reports. Files whose names begin with a dot are not looked at.
 
     Raises `DataError` for a file that is no image, images of several sizes, a class without images, fewer than two
     classes, test classes that training lacks, and more than fits into memory.
     """
+    files = _all_files(folder)
+    size, mode = _common_form(_flat(files), image_size)
+    return {
+        part: (
+            _stacked(list(chain.from_iterable(of_part)), size, mode),
+            np.repeat(range(len(of_part)), [*map(len, of_part)]),
+        )
+        for part, of_part in files.items()
+    }
+
+
+def tell_repairs(folder: Path, image_size: int) -> None:
+    """Warn of how many images `read_folder` resizes. Raises `DataError` as it does."""
+    paths = _flat(_all_files(folder))
+    size = (image_size, image_size)
+    others = 0
+    for path in paths if image_size else ():
+        with _opened(path, whole=False) as image:
+            others += image.size != size
+    if others:
+        warnings.warn(f"{others} of {len(paths)} images are resized to {size[0]} x {size[1]} pixels", stacklevel=2)
+
+
+def folder_version(folder: Path) -> str:
+    """A hash of the names and contents of all files that `read_folder` reads."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _all_files(folder: Path) -> dict[str, list[list[Path]]]:
+    """Of each part, those of each class."""
     require("PIL", "data")
     if (folder / "train").is_dir() != (folder / "test").is_dir():
         raise DataError(f"{folder} needs both train and test, or neither: then its subfolders are the classes")
@@ -42,26 +76,11 @@ def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray
             raise DataError(
                 f"{folder}: train and test need the same classes; only one has {', '.join(sorted(strangers))}"
             )
-    files = {part: [_files(folder, part, name) for name in classes] for part in ("train", "test")}
-    size, mode = _common_form(
-        [path for of_part in files.values() for of_class in of_part for path in of_class], image_size
-    )
-    return {
-        part: (
-            _stacked(list(chain.from_iterable(of_part)), size, mode),
-            np.repeat(range(len(classes)), [*map(len, of_part)]),
-        )
-        for part, of_part in files.items()
-    }
+    return {part: [_files(folder, part, name) for name in classes] for part in ("train", "test")}
 
 
-def folder_version(folder: Path) -> str:
-    """A hash of the names and contents of all files that `read_folder` reads."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _flat(files: Mapping[str, Sequence[Sequence[Path]]]) -> list[Path]:
+    return [path for of_part in files.values() for of_class in of_part for path in of_class]
 
 
 def _classes(folder: Path, part: str) -> list[str]:
@@ -89,11 +108,11 @@ def _is_test(name: str, path: Path) -> bool:
 
 
 def _common_form(paths: Sequence[Path], image_size: int) -> tuple[tuple[int, int], str]:
-    """The width, height and mode ("L" or "RGB") in which all images are read; resizing is reported."""
+    """The width, height and mode ("L" or "RGB") in which all images are read."""
     sizes: dict[tuple[int, int], list[Path]] = {}
     modes = set()
     for path in paths:
-        with _opened(path) as image:
+        with _opened(path, whole=False) as image:
             sizes.setdefault(image.size, []).append(path)
             modes.add(image.mode)
     if len(sizes) > 1 and not image_size:
@@ -105,9 +124,6 @@ def _common_form(paths: Sequence[Path], image_size: int) -> tuple[tuple[int, int
     size = (image_size, image_size) if image_size else next(iter(sizes))
     mode = "L" if modes <= {"1", "L"} else "RGB"
     _check_memory(len(paths) * size[0] * size[1] * len(mode) * 4, len(paths))
-    others = len(paths) - len(sizes.get(size, []))
-    if others:
-        warnings.warn(f"{others} of {len(paths)} images were resized to {size[0]} x {size[1]} pixels", stacklevel=4)
     return size, mode
 
 
@@ -126,12 +142,14 @@ def _sized(image: Image, size: tuple[int, int]) -> Image:
     return image if image.size == size else image.resize(size, Resampling.BICUBIC)
 
 
-def _opened(path: Path) -> Image:
+def _opened(path: Path, whole: bool = True) -> Image:
+    """The image, or its header alone, which tells its size and mode."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(path)
-        image.load()
+        if whole:
+            image.load()
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(
             f"{path} cannot be read as an image ({error}); remove it, or begin its name with a dot so that it is not "

@@ -21,6 +21,7 @@ import torch
 
 from ablations.data.files import Published
 from ablations.data.folder import folder_version, read_folder
+from ablations.data.folder import tell_repairs as tell_folder_repairs
 from ablations.design import DataError
 
 ARCHIVE = Path(__file__).with_name("mnist.npz")
@@ -93,6 +94,13 @@ def load(name: str, part: Part, image_size: int = 0) -> Images:
 def version(name: str) -> str:
     """Another one whenever the data are: a hash of a folder's files, a number for what is published."""
     return folder_version(Path(name)) if name not in READERS and Path(name).is_dir() else "2"
+
+
+@cache
+def tell_repairs(name: str, image_size: int = 0) -> None:
+    """Warn, once, of what is repaired in a folder of images."""
+    if name not in READERS and Path(name).is_dir():
+        tell_folder_repairs(Path(name), image_size)
 
 
 @cache

@@ -273,7 +273,7 @@ def _regular(long: pd.DataFrame, name: str) -> Surveillance:
     twice = long[long.duplicated(["group", "date"])]
     if len(twice):
         raise DataError(
-            f"{name} has {len(twice)} dates twice, the first {twice['date'].iloc[0]:%Y-%m-%d} of "
+            f"{name} repeats dates ({len(twice):,} of its rows), the first {twice['date'].iloc[0]:%Y-%m-%d} of "
             f"{twice['group'].iloc[0]}; name the column that tells its series apart with --group, or remove them"
         )
     wide = long.pivot(index="date", columns="group", values="value").sort_index()
@@ -305,7 +305,7 @@ def _regular(long: pd.DataFrame, name: str) -> Surveillance:
         )
     if count := int(common.isna().sum().sum()):
         gap = common.index[common.isna().any(axis=1)][0]
-        repairs.append(f"{name}: {count} missing values, the first of {gap:%Y-%m-%d}, filled by interpolation")
+        repairs.append(f"{name}: missing values ({count:,}, the first of {gap:%Y-%m-%d}) filled by interpolation")
     empty = filled.columns[(filled == 0).all()]
     if len(empty):
         raise DataError(f"{name}: all values of {empty[0]} are 0; there is nothing to forecast. Leave that group out")

@@ -256,8 +256,9 @@ def test_images_of_mixed_sizes_are_refused_with_the_way_out_and_resized_on_reque
         Image.new("L", (9, 9), 1).save(folder / "dogs" / name)
     with pytest.raises(DataError, match=r"6 x 5 pixels and .* 9 x 9; resize all, as with --set image_size=32"):
         read_folder(folder)
-    with pytest.warns(UserWarning, match="20 of 20 images were resized to 8 x 8 pixels"):
-        found, labels = read_folder(folder, image_size=8)["train"]
+    with pytest.warns(UserWarning, match="16 of 20 images are resized to 9 x 9 pixels"):
+        images.tell_repairs(str(folder), 9)
+    found, labels = read_folder(folder, image_size=8)["train"]
     assert found.shape == (len(labels), 1, 8, 8)
 
 

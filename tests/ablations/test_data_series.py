@@ -118,11 +118,11 @@ def test_a_short_gap_is_filled_aloud(tmp_path):
     table.loc[80, "cases"] = np.nan
     data = read(tmp_path, table)
     assert data.repairs == (
-        f"{tmp_path}/cases.csv: 2 missing values, the first of 2011-05-02, filled by interpolation",
+        f"{tmp_path}/cases.csv: missing values (2, the first of 2011-05-02) filled by interpolation",
     )
     expected = (weekly()["cases"][29] + weekly()["cases"][31]) / 2
     assert data.values[0, 30] == expected
-    with pytest.warns(UserWarning, match="2 missing values"):
+    with pytest.warns(UserWarning, match=r"missing values \(2"):
         series.tell_repairs(data)
 
 
@@ -147,7 +147,10 @@ def with_value(value, rows=slice(3, 4)):
         (with_value("inf"), "the value 'inf' is negative or infinite"),
         (with_value(np.nan, slice(3, 6)), "lacks more than 2 values in a row around"),
         (weekly().drop(index=range(30, 40)), "lacks more than 2 values in a row around 2011-05-16"),
-        (pd.concat([weekly(), weekly().iloc[7:9]]), r"2 dates twice, the first 2010-11-22 .* --group"),
+        (
+            pd.concat([weekly(), weekly().iloc[7:9]]),
+            r"repeats dates \(2 of its rows\), the first 2010-11-22 .* --group",
+        ),
         (weekly().assign(cases=0), "all values of cases are 0"),
         (
             weekly().astype({"cases": object}).assign(cases="1,5"),
