@@ -1,4 +1,4 @@
-"""Where calls that torch can serve go to torch's own ops on CUDA: estimates, on the safe side, until they are measured.
+"""Where calls that torch can serve go to torch's own ops on CUDA, as measured on an H200: see bench/results.
 
 What torch has no op for, ensembles, resets, lengths and the like, always runs fused. Which kernel then serves a
 recurrent call is for `csrc/torch/cuda/designs.h` to say.
@@ -10,9 +10,11 @@ convolutions, those of torch around them (the input's, the gradients of weights,
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 MOST_PIXELS = 1 << 30  # of a model, counted in 32 bits
+MOST_PRODUCTS = 100_000_000  # of a step, beyond which processors that share a model wait for products, not each other
 
 
 def refusal_convolution(x: Tensor, padding: tuple[int, ...]) -> str | None:
@@ -21,20 +23,30 @@ def refusal_convolution(x: Tensor, padding: tuple[int, ...]) -> str | None:
     return None if pixels < MOST_PIXELS else f"{pixels} pixels of a model are more than the kernels count"
 
 
-def native_wins_recurrent() -> bool:
-    """cuDNN serves all that it can; where the kernels should win (GRU, bfloat16 and TF32 above H 192) is not measured.
+def native_wins_recurrent(op: str, dtype: torch.dtype, batch: int, hidden: int) -> bool:
+    """In float32 up to 192 units, which one processor holds for cuDNN; and beyond what processors hold together.
 
-    Measure with `make gpu`, which forces the kernels.
+    There the kernels go step by step, as cuDNN does: faster where float32 rounds to TF32, in training. What is not
+    measured, a plain RNN, float16, float64 and float32 that must not round, is cuDNN's.
     """
-    return True
+    if op == "rnn":
+        return True
+    together = batch * (4 if op == "lstm" else 3) * hidden**2 <= MOST_PRODUCTS
+    if dtype == torch.bfloat16:
+        return not together
+    if dtype != torch.float32 or hidden <= 192 or not torch.backends.cudnn.allow_tf32:
+        return True
+    return not together and not torch.is_grad_enabled()
 
 
-def native_wins_convolution(inputs: int, kernel: tuple[int, ...], *, depthwise: bool, training: bool) -> bool:
+def native_wins_convolution(
+    inputs: int, kernel: tuple[int, ...], *, depthwise: bool, training: bool, channels_last: bool
+) -> bool:
     """cuDNN wins but in training with few input channels to a group, or depthwise with kernels of 5 and more.
 
     There its gradient of the weights is slow, and activation and pooling are passes of their own that cost more than
-    the convolution.
+    the convolution. Depthwise with channels last it has kernels for just that.
     """
-    if not training:
+    if not training or (depthwise and channels_last):
         return True
     return max(kernel) < 5 if depthwise else inputs > 4

@@ -180,7 +180,13 @@ def _native_wins(
         return False
     depthwise = groups > 1 and groups == x.shape[1] == weight.shape[0]
     if x.is_cuda:
-        return native_wins_convolution(weight.shape[1], weight.shape[-2:], depthwise=depthwise, training=training)
+        return native_wins_convolution(
+            weight.shape[1],
+            weight.shape[-2:],
+            depthwise=depthwise,
+            training=training,
+            channels_last=x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
+        )
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
     again = activation == "silu" or (pool == "average" and activation != "none")

@@ -166,13 +166,16 @@ def _native_wins(op: str, x: Tensor, steps: int, batch: int, hidden: int) -> boo
     """
     if torch.compiler.is_compiling():
         return False
-    if x.device.type != "cpu":
-        return native_wins_recurrent()
+    device = x.device.type
+    if device not in ("cpu", "cuda"):
+        return True
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == "cuda":
+        return native_wins_recurrent(op, dtype, batch, hidden)
     if steps == 1:
         return batch <= (64 if op == "rnn" else 16)
     if op == "rnn":
         return steps == 2 and batch <= 4
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16:
         return hidden >= (128 if op == "lstm" else 512)
     if op == "gru" or dtype != torch.float32 or torch.is_grad_enabled() or torch.get_num_threads() > 1:

@@ -23,15 +23,17 @@ inline std::optional<Design> forced_design() {
   TORCH_CHECK(false, "RECURVE_CUDA_DESIGN=", text, " is unknown; allowed: block, grid, steps");
 }
 
-// Estimates on the safe side, none of them measured:
-// - a block wherever its shared memory holds the model's recurrent weights in both passes: nothing is waited for;
-// - else a grid wherever the processors' memory holds those of all models: weights are read once, not at every step;
-// - else a block for up to 256 units, whose weights a second-level cache feeds to all models at once;
+// As measured on an H200:
+// - a block for few units, wherever its shared memory holds the model's recurrent weights in both passes;
+// - else a grid wherever the processors' memory holds those of all models, up to so many products a step that its
+//   blocks wait for those rather than for each other;
+// - else, for ensembles, a block for up to 128 units: those weights that it does not hold come from the second-level
+//   cache, and it is one launch instead of several a step;
 // - else step by step, where products fill all processors.
 // Whether torch's own op should serve instead is decided before, in recurve/ops/_cuda.py.
 template <class T>
 Design design_of(const SequenceShape& shape, Math math) {
-  constexpr int64_t most_streamed_units = 256;
+  constexpr int64_t few_units = 64, most_block_units = 128, most_products = 100'000'000;
   const Fit forward = fits<T>(shape, math, false), backward = fits<T>(shape, math, true);
   const bool by_block = forward != Fit::none && backward != Fit::none;
   const bool by_grid = fits_grid<T>(shape, math, false) && fits_grid<T>(shape, math, true);
@@ -42,9 +44,10 @@ Design design_of(const SequenceShape& shape, Math math) {
                 " models, ", shape.batch, " sequences and ", shape.hidden, " hidden units");
     return *forced;
   }
-  if (forward == Fit::resident && backward == Fit::resident) return Design::block;
-  if (by_grid) return Design::grid;
-  return by_block && shape.hidden <= most_streamed_units ? Design::block : Design::steps;
+  const int64_t units = shape.hidden, products = shape.models * shape.batch * gate_count(shape.cell) * units * units;
+  if (units <= few_units && forward == Fit::resident && backward == Fit::resident) return Design::block;
+  if (by_grid && products <= most_products) return Design::grid;
+  return by_block && shape.models > 1 && units <= most_block_units ? Design::block : Design::steps;
 }
 
 }  // namespace recurve::cuda
