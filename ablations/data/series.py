@@ -31,7 +31,7 @@ from ablations.design import DataError
 
 MOST_ROWS = 20_000_000  # of a file, which is read so many at a time:
 ROWS_AT_ONCE = 100_000
-LONGEST_HEADER = 100_000  # characters
+LONGEST_LINE = 100_000  # bytes: a parser would take memory for all of a longer one
 LONGEST_GAP = 2  # missing steps in a row that are filled by interpolation
 FEWEST_SEASONS = 4  # two to learn from, one to decide by, one to test on
 BOARDING_SCHOOL = (3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4)  # from 22 January 1978
@@ -183,12 +183,11 @@ def _read(source: IO[bytes], name: str) -> Iterator[pd.DataFrame]:
     separates its columns. FluView writes a title above the header."""
     rows = 0
     try:
+        _check_lines(source)
         lines = io.TextIOWrapper(source, "utf-8-sig", newline="")
-        header, titles = lines.readline(LONGEST_HEADER), 0
+        header, titles = lines.readline(), 0
         if header.startswith("PERCENTAGE OF VISITS"):
-            header, titles = lines.readline(LONGEST_HEADER), 1
-        if len(header) == LONGEST_HEADER:
-            raise ValueError(f"its first line has {LONGEST_HEADER:,} characters or more")
+            header, titles = lines.readline(), 1
         lines.seek(0)
         separator = max(",;\t", key=header.count)
         for part in pd.read_csv(
@@ -206,6 +205,16 @@ def _read(source: IO[bytes], name: str) -> Iterator[pd.DataFrame]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{name} cannot be read as CSV ({error}); save it as UTF-8 with a header line") from error
+
+
+def _check_lines(source: IO[bytes]) -> None:
+    """ValueError if the file has a line that no table has, such as the gap of a sparse file."""
+    number = 0
+    while line := source.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"its line {number:,} has {LONGEST_LINE:,} bytes or more")
+    source.seek(0)
 
 
 def _numbers(long: pd.DataFrame, name: str) -> pd.DataFrame:

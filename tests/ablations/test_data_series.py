@@ -225,10 +225,12 @@ def test_reading_a_large_file_takes_a_fraction_of_its_size_in_memory(tmp_path):
     assert int(ran.stdout) < 0.75 * size
 
 
-def test_a_file_without_lines_is_refused_before_it_is_read(tmp_path):
+@pytest.mark.parametrize(("text", "line"), [("", 1), ("day,cases\n2020-01-06,3\n", 3)], ids=["all", "the rest"])
+def test_a_file_without_lines_is_refused_before_it_is_read(tmp_path, text, line):
     with open(tmp_path / "huge.csv", "wb") as file:
+        file.write(text.encode())
         file.truncate(2_000_000_000)
-    with pytest.raises(DataError, match="first line has 100,000 characters or more"):
+    with pytest.raises(DataError, match=f"its line {line} has 100,000 bytes or more"):
         series._parsed.__wrapped__(str(tmp_path / "huge.csv"), "", "day", "cases", "")
 
 
