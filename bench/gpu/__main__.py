@@ -81,7 +81,8 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
     exercise = [sys.executable, "-m", "bench.gpu.exercise"]
 
     def tests(name: str, files: list[str], **environment: str) -> Stage:
-        return Stage(name, [*PYTEST, *files], 150, environment, imports=("pytest", "hypothesis"))
+        workers = ["-n", "3"] if files == OPS[:1] and importlib.util.find_spec("xdist") else []
+        return Stage(name, [*PYTEST, *workers, *files], 150, environment, imports=("pytest", "hypothesis"))
 
     def sanitizer(tool: str) -> Stage:
         # Whether memory was written is known only where the kernels of torch are watched too.
@@ -90,9 +91,18 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         return Stage(tool, [*command, *exercise, "--few"], 100, environment, needs="compute-sanitizer")
 
-    def grid(study: str, limit: float, *imports: str) -> Stage:
-        command = [sys.executable, "-m", "bench.gpu.grids", study, str(lines)]
-        return Stage(f"a grid of {study}", command, limit, imports=("pandas", "scipy", "psutil", "rich", *imports))
+    def grid(study: str, limit: float, *options: str) -> Stage:
+        command = [
+            sys.executable,
+            "-m",
+            "bench.gpu.grids",
+            study,
+            str(lines.with_suffix(".runs")),
+            str(lines),
+            *options,
+        ]
+        needed = ("pandas", "scipy", "psutil", "rich", *(["kornia"] if study == "vision" else []))
+        return Stage(f"a grid of {study}{', compared with the CPU' * bool(options)}", command, limit, imports=needed)
 
     building = Stage("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 240, build, essential=True)
     return [
@@ -109,8 +119,9 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
             *map(sanitizer, SANITIZERS),
         ],
         [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 110)],
-        [grid("epidemic", 120)],
-        [grid("vision", 60, "kornia")],
+        [grid("epidemic", 100)],
+        [grid("vision", 60)],
+        [grid(study, 60, "--compare") for study in ("epidemic", "vision")],
     ]
 
 
@@ -129,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stem = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     lines = RESULTS / f"{stem}.lines"
     lines.unlink(missing_ok=True)
+    shutil.rmtree(lines.with_suffix(".runs"), ignore_errors=True)
     results: dict[str, Any] = {"gpu": gpu, "date": datetime.now(UTC).isoformat(), "commit": commit(), "stages": []}
     lacking = None  # the essential stage that did not pass
     with (RESULTS / f"{stem}.log").open("w") as log:
@@ -147,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results["table"] = table(results["measurements"])
             (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     lines.unlink(missing_ok=True)
+    shutil.rmtree(lines.with_suffix(".runs"), ignore_errors=True)
     for row in results.get("table", []):
         print(f"{row['what']}: {row['ratio']:.2f} over {row['cases']} cases, asked {row['asked']}, aim {row['aim']}")
     failed = [done["name"] for done in results["stages"] if done["status"] in ("failed", "out of time")]

@@ -1,12 +1,14 @@
-"""Runs a study's grid on the GPU and a few seeds of it on the CPU: `python -m bench.gpu.grids STUDY FILE`.
+"""Runs a study's grid on the GPU, or compares a few seeds with the CPU: `python -m bench.gpu.grids STUDY RUNS FILE`.
 
-Appends to FILE, as one JSON line, the wall times, how far runs of the same seed differ between the devices, and in how
-many conditions the effect on the primary response points the same way. Random numbers come from the same streams on
-both, so that runs differ by rounding alone; training magnifies it.
+Appends to FILE, as one JSON line, the grid's wall time; with `--compare`, how far runs of the same seed that the grid
+left in the folder RUNS differ between the devices, and in how many conditions the effect on the primary response points
+the same way. Random numbers come from the same streams on both, so that runs differ by rounding alone; training
+magnifies it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -52,25 +54,39 @@ def compared(response: str, baseline: dict[str, str], gpu: pd.DataFrame, cpu: pd
     }
 
 
-def main(study: str, target: Path) -> int:
+def grid(study: str, runs: Path) -> dict[str, Any]:
+    """The whole grid on the GPU."""
+    seconds = timed(study, SEEDS[study], "cuda", runs)
+    table = Records(runs).table(study)
+    statuses = {str(status): int(count) for status, count in table["status"].value_counts().items()}
+    return {"grid": study, "seconds": seconds, "runs": len(table), "statuses": statuses}
+
+
+def comparison(study: str, runs: Path) -> dict[str, Any]:
+    """A few seeds on the CPU, beside those that the grid left."""
     with tempfile.TemporaryDirectory() as folder:
-        gpu, cpu = Records(Path(folder, "gpu")), Records(Path(folder, "cpu"))
-        row: dict[str, Any] = {"grid": study}
-        row["seconds"] = timed(study, SEEDS[study], "cuda", Path(folder, "gpu"))
-        finished = gpu.table(study)
-        row["runs"] = len(finished)
-        row["statuses"] = {str(status): int(count) for status, count in finished["status"].value_counts().items()}
-        with target.open("a") as lines:  # what follows may run out of time
-            lines.write(json.dumps(row) + "\n")
-        row = {"comparison": study, "cpu_seconds": timed(study, SEEDS_ON_CPU, "cpu", Path(folder, "cpu"))}
+        seconds = timed(study, SEEDS_ON_CPU, "cpu", Path(folder))
         declared = studies.load(study)
-        row["response"] = declared.responses[0].name
-        row |= compared(row["response"], dict(declared.baseline.levels), finished, cpu.table(study))
-    with target.open("a") as lines:
+        response = declared.responses[0].name
+        found = compared(
+            response, dict(declared.baseline.levels), Records(runs).table(study), Records(Path(folder)).table(study)
+        )
+    return {"comparison": study, "cpu_seconds": seconds, "response": response, **found}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=SEEDS)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--compare", action="store_true")
+    arguments = parser.parse_args()
+    row = (comparison if arguments.compare else grid)(arguments.study, arguments.runs)
+    with arguments.file.open("a") as lines:
         lines.write(json.dumps(row) + "\n")
     print(row)
-    return 0 if row["median_difference"] <= LARGEST_DIFFERENCE else 1
+    return 0 if row.get("median_difference", 0) <= LARGEST_DIFFERENCE else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main())

@@ -36,7 +36,8 @@ def native_wins_recurrent(op: str, dtype: torch.dtype, batch: int, hidden: int) 
         return not together
     if dtype != torch.float32 or hidden <= 192 or not torch.backends.cudnn.allow_tf32:
         return True
-    return not together and not torch.is_grad_enabled()
+    by_steps = torch.is_grad_enabled() and batch >= 16
+    return not by_steps and not (together and hidden <= 1024)
 
 
 def native_wins_convolution(
