@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.protocol import NATIVE
-from bench.ratios import geometric_mean
 from bench.results import ResultError, Results, Row, read
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,18 @@ RUNS = {
     "vision-E1-epoch": "an epoch of one model of the vision study",
 }
 MODES = ("training", "inference")
+ON_GPU = {  # a line of the table of a GPU: the group of measurements that it averages
+    "GRU training": "GRU, bfloat16 and TF32, 256 to 1024 units",
+    "LSTM training": "LSTM likewise",
+    "ensemble training": "128 GRUs or LSTMs of 32 to 128 units in one call, against a loop over 128 modules",
+    "convolution training": "convolution, ReLU, pooling: one or three input channels, or depthwise 5 x 5 and 7 x 7",
+    "wide convolution training": "convolution, ReLU, pooling of 64 channels",
+}
+ON_GPU_RATIOS = {
+    "ratio_chosen": "as chosen",
+    "ratio": "our kernels wherever they serve",
+    "ratio_eager": "as chosen, queued by Python",
+}
 
 
 def section(results: Sequence[tuple[str, Results]]) -> str:
@@ -52,14 +66,41 @@ def published() -> str:
         ResultError: there are no results.
     """
     machines: dict[str, list[tuple[str, Results]]] = {}
-    for path in sorted(RESULTS.glob("cpu-*.json")):  # those of a GPU are by `make gpu`
+    for path in sorted(RESULTS.glob("cpu-*.json")):
         results = read(path)
         machines.setdefault(results.about["machine"], []).append((path.stem, results))
     if not machines:
         raise ResultError(f"{RESULTS} holds no results; `python -m bench record` measures some")
     for found in machines.values():
         found.sort(key=lambda named: -int(named[1].about["threads"]))
-    return "\n".join(map(section, machines.values()))
+    gpus = [gpu_section(path.stem, json.loads(path.read_text())) for path in sorted(RESULTS.glob("nvidia-*.json"))]
+    return "\n".join([*map(section, machines.values()), *gpus])
+
+
+def gpu_section(name: str, results: dict[str, Any]) -> str:
+    """The table of what `make gpu` has measured on one GPU, and what stands below it."""
+    gpu = results["gpu"]
+    lines = [f"| training, torch.nn's time / ours on an {gpu['name']} | {' | '.join(ON_GPU_RATIOS.values())} |"]
+    lines.append("|---" * (1 + len(ON_GPU_RATIOS)) + "|")
+    for group, text in ON_GPU.items():
+        rows = [row for row in results["measurements"] if row.get("group") == group and "ratio" in row]
+        if rows:
+            cells = [_mean_and_ends([row[ratio] for row in rows]) for ratio in ON_GPU_RATIOS]
+            lines.append(f"| {text}, {len(rows)} cases | {' | '.join(cells)} |")
+    notes = (
+        f"Geometric means (least, most) against the fastest of torch's own ways, of replayed graphs with a cold cache "
+        f"save in the last column. Printed by `make gpu` on {results['date'][:10]} (torch {gpu['torch']}, CUDA "
+        f"{gpu['cuda']}, cuDNN {gpu['cudnn']}); every case: [{name}](bench/results/{name}.json)."
+    )
+    for row in results["measurements"]:
+        if "grid" in row:
+            notes += f" {row['runs']:,} small runs of the {row['grid']} study took {row['seconds']:.0f} s."
+    filled = textwrap.fill(notes, 120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, "", filled]) + "\n"
+
+
+def _mean_and_ends(ratios: Sequence[float]) -> str:
+    return f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
 
 
 def write() -> int:
@@ -93,8 +134,7 @@ def _cell(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     ratios = [row.ratio for row in rows]
-    mean = geometric_mean([row.as_ratio() for row in rows])[0]
-    return f"{mean:.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if len(rows) > 1 else f"{mean:.1f}"
+    return _mean_and_ends(ratios) if len(rows) > 1 else f"{ratios[0]:.1f}"
 
 
 def _shapes(rows: Sequence[Row], groups: dict[str, str]) -> str:
