@@ -47,8 +47,8 @@ def test_the_table_of_a_gpu_averages_its_measurements_and_leaves_out_those_that_
         {"grid": "epidemic", "seconds": 20.4, "runs": 1008},
     ]
     text = readme.gpu_section("nvidia-test", {"gpu": gpu, "date": "2026-11-26T06", "measurements": measurements})
-    line = "| GRU, bfloat16 and TF32, 256 to 1024 units, 2 cases | 2.00 (1.00, 4.00) | 8.00 (8.00, 8.00) | 1.00 (1.00, 1.00) |"
-    assert line in text.splitlines()
+    cells = "2 cases | 2.00 (1.00, 4.00) | 8.00 (8.00, 8.00) | 1.00 (1.00, 1.00) |"
+    assert f"| GRU, bfloat16 and TF32, 256 to 1024 units, {cells}" in text.splitlines()
     assert "1,008 small runs of the epidemic study took 20 s." in " ".join(text.split())
 
 
