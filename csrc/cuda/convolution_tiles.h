@@ -11,15 +11,10 @@
 
 namespace recurve::cuda {
 
-// Of a block; at least so many reside on a processor, which leaves 128 registers, or 168 to kernels of 7 x 7.
-template <int K>
-constexpr int tile_threads = K == 7 ? 128 : 256;
-template <class T, int K>
-constexpr int resident_tiles = sizeof(Accumulate<T>) == 8 ? 1
-                               : K == 7                   ? 3
-                                                          : 2;
-constexpr int64_t most_plane = 1 << 22;                     // pixels
-constexpr int region_columns = 4, most_across = 16;         // of a region; regions of a tile
+template <class T>
+constexpr int resident_tiles = sizeof(Accumulate<T>) == 4 ? 4 : 2;  // of a processor: leaves 128 or 255 registers
+constexpr int64_t most_plane = 1 << 22;                             // pixels
+constexpr int region_columns = 4, most_across = 16;                 // of a region; regions of a tile
 constexpr int64_t tile_bytes = 40000, plane_bytes = 20000;  // of a block, and of a plane in it: several blocks reside
 
 // N elements that lie side by side, in accesses of up to 16 bytes.
@@ -39,20 +34,14 @@ struct alignas(2) Packed<2> {
 };
 
 // Elements of a row from `column` on, where `from` points; zero outside.
-template <int N, class T>
-__device__ __forceinline__ Packed<N * sizeof(T)> load_several(const T* from, int column, int columns, bool at_once) {
-  const auto inside = [&](int i) { return static_cast<unsigned>(column + i) < static_cast<unsigned>(columns); };
-  Packed<N * sizeof(T)> found{};
-  if (at_once) {
-    if (inside(0)) found = together<Packed<N * sizeof(T)>>(from);
-  } else {
-    Several<N, T> elements{};
+template <int N, bool AT_ONCE, class T>
+__device__ __forceinline__ Packed<N * sizeof(T)> load_several(const T* from, int column, int columns) {
+  if constexpr (AT_ONCE) return together<Packed<N * sizeof(T)>>(from);
+  Several<N, T> elements{};
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-      if (inside(i)) elements.of[i] = from[i];
-    found = __builtin_bit_cast(Packed<N * sizeof(T)>, elements);
-  }
-  return found;
+  for (int i = 0; i < N; ++i)
+    if (column + i < columns) elements.of[i] = from[i];
+  return __builtin_bit_cast(Packed<N * sizeof(T)>, elements);
 }
 
 template <int N, class T>
@@ -92,12 +81,14 @@ struct Pixels {
   const T *values, *y;
   const uint8_t* places;
   Activation activation;
-  bool at_once;       // `values`, `y` and `places` may be read 4 / window at a time
-  int64_t first = 0;  // element, of what is read
+  bool at_once;  // `values`, `y` and `places` may be read 4 / window at a time
 
   __device__ __forceinline__ Pixels from(int64_t plane) const {
     Pixels p = *this;
-    p.first = plane * rows * columns;
+    const int64_t elements = plane * rows * columns;
+    p.values += elements;
+    if (y != nullptr) p.y += elements;
+    if (places != nullptr) p.places += elements;
     return p;
   }
 };
@@ -110,13 +101,22 @@ struct Reading {
   Packed<count * sizeof(T)> values{}, y{};
   Packed<count> places{};
 
+  template <bool AT_ONCE>
   __device__ __forceinline__ void begin(const Pixels<T>& p, bool exists, int plane, int row, int column) {
     row >>= WINDOW - 1, column >>= WINDOW - 1;
-    if (!exists || static_cast<unsigned>(row) >= static_cast<unsigned>(p.rows)) return;
-    const int64_t at = p.first + ((plane * p.rows + row) * p.columns + column);
-    values = load_several<count>(p.values + at, column, p.columns, p.at_once);
-    if (p.y != nullptr) y = load_several<count>(p.y + at, column, p.columns, p.at_once);
-    if (WINDOW > 1 && p.places != nullptr) places = load_several<count>(p.places + at, column, p.columns, p.at_once);
+    if (!exists || static_cast<unsigned>(row) >= static_cast<unsigned>(p.rows) ||
+        static_cast<unsigned>(column) >= static_cast<unsigned>(p.columns))
+      return;
+    const int at = (plane * p.rows + row) * p.columns + column;
+    values = load_several<count, AT_ONCE>(p.values + at, column, p.columns);
+    if (p.y != nullptr) y = load_several<count, AT_ONCE>(p.y + at, column, p.columns);
+    if (WINDOW > 1 && p.places != nullptr) places = load_several<count, AT_ONCE>(p.places + at, column, p.columns);
+  }
+  __device__ __forceinline__ void begin(const Pixels<T>& p, bool exists, int plane, int row, int column) {
+    if (p.at_once)
+      begin<true>(p, exists, plane, row, column);
+    else
+      begin<false>(p, exists, plane, row, column);
   }
 
   template <class A = Accumulate<T>>
@@ -180,34 +180,28 @@ struct Tiling {
   int plane() const { return height * quads * region_columns; }
 };
 
-// Planes of a block: `chunk` channels of each of its sites, of which the first `units` and `channels` exist; the sites
-// lie `stride` planes apart.
-struct Planes {
-  int of_block, units, channels, stride;
-  Divisor by_chunk;
-};
-
-// Brings planes to shared memory; what does not exist is zero.
-template <int WINDOW, class T, class A = Accumulate<T>>
-__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, const Planes& planes,
+// Brings planes that follow each other to shared memory, of which `existing` exist; the rest is zero. A thread keeps to
+// its quad of the rows.
+template <int WINDOW, bool AT_ONCE, class T, class A = Accumulate<T>>
+__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int existing,
                                       int top, int left) {
-  constexpr int batch = 4;
-  const int first = top & ~(WINDOW - 1);  // of a window
+  constexpr int batch = AT_ONCE ? 4 : 1;
   const Divisor& by_steps = WINDOW == 1 ? t.by_height : t.by_pairs;
-  const int all = planes.of_block * static_cast<int>(by_steps.by) * t.quads;
-  for (int begin = threadIdx.x; begin < all; begin += batch * blockDim.x) {
+  const int first = top & ~(WINDOW - 1);  // of a window
+  const int all = planes * static_cast<int>(by_steps.by), rows_at_once = t.by_quads.quotient(blockDim.x);
+  int quad = threadIdx.x;
+  const int mine = t.by_quads.divide(quad);
+  if (mine >= rows_at_once) return;
+  for (int begin = mine; begin < all; begin += batch * rows_at_once) {
     Reading<T, WINDOW> readings[batch];
     int rows[batch], to[batch];  // in the tile
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
-      int quad = begin + b * static_cast<int>(blockDim.x);
-      int step = t.by_quads.divide(quad);
-      const int p = by_steps.divide(step);
-      int channel = p;
-      const int unit = planes.by_chunk.divide(channel), row = first + step * WINDOW;
-      rows[b] = row - top, to[b] = ((p * t.height + row - top) * t.quads + quad) * region_columns;
-      readings[b].begin(source, unit < planes.units && channel < planes.channels, unit * planes.stride + channel, row,
-                        left + (quad - 1) * region_columns);
+      int step = begin + b * rows_at_once;
+      const int p = by_steps.divide(step), row = first + step * WINDOW;
+      rows[b] = row - top;
+      to[b] = WINDOW == 1 ? begin + b * rows_at_once : p * t.height + rows[b];
+      readings[b].template begin<AT_ONCE>(source, p < existing, p, row, left + (quad - 1) * region_columns);
     }
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
@@ -215,12 +209,21 @@ __device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const 
       readings[b].finish(pixels, source);
 #pragma unroll
       for (int r = 0; r < WINDOW; ++r)
-        if (begin + b * static_cast<int>(blockDim.x) < all &&
+        if (begin + b * rows_at_once < all &&
             (WINDOW == 1 || static_cast<unsigned>(rows[b] + r) < static_cast<unsigned>(t.height)))
-          *reinterpret_cast<Several<region_columns, A>*>(staged + to[b] + r * t.quads * region_columns) = {
+          *reinterpret_cast<Several<region_columns, A>*>(staged + ((to[b] + r) * t.quads + quad) * region_columns) = {
               {pixels[r][0], pixels[r][1], pixels[r][2], pixels[r][3]}};
     }
   }
+}
+
+template <int WINDOW, class T, class A = Accumulate<T>>
+__device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int existing,
+                                      int top, int left) {
+  if (source.at_once)
+    stage<WINDOW, true>(staged, source, t, planes, existing, top, left);
+  else
+    stage<WINDOW, false>(staged, source, t, planes, existing, top, left);
 }
 
 // What a region's row reads: its own 4 columns and 4 on either side.
@@ -236,7 +239,7 @@ __device__ __forceinline__ void read_row(A (&to)[3 * region_columns], const A* f
 
 // Rows of a thread's region, and the outputs that it has at once: as many as leave registers free.
 template <class T, int K, int OUTPUTS>
-constexpr int region_rows = OUTPUTS == 1 && sizeof(Accumulate<T>) == 4 ? 8 : 4;
+constexpr int region_rows = OUTPUTS == 1 && K < 7 && sizeof(Accumulate<T>) == 4 ? 8 : 4;
 template <int K, int OUTPUTS>
 constexpr int weight_count = round_up(K * K * OUTPUTS, 4);
 
@@ -299,7 +302,8 @@ struct TiledConvolution {
   Pixels<T> source;
   Tiling tiling;
   int sites, units, output_tiles, output_blocks;  // sites of a model and of a block; tiles of outputs of a block
-  int slices, chunk;                              // of channels; chunk: staged at a time
+  int slices, chunk;  // of channels; chunk: staged at a time, all of them where there are several units
+  int weights_of_group;
   int site_tiles;
   bool at_once;  // y and places may be written several at a time
   Divisor by_chunk, by_output_tiles;
@@ -363,7 +367,7 @@ __device__ __forceinline__ void finish_region(A (&sums)[OUTPUTS][ROWS][region_co
 }
 
 template <class T, int K, int OUTPUTS>
-__global__ void __launch_bounds__(tile_threads<K>, resident_tiles<T, K>) convolve_tiles(const TiledConvolution<T> c) {
+__global__ void __launch_bounds__(conv_threads, resident_tiles<T>) convolve_tiles(const TiledConvolution<T> c) {
   using A = Accumulate<T>;
   constexpr int ROWS = region_rows<T, K, OUTPUTS>, count = weight_count<K, OUTPUTS>;
   const Convolution<T>& of = c.of;
@@ -388,28 +392,28 @@ __global__ void __launch_bounds__(tile_threads<K>, resident_tiles<T, K>) convolv
   A* const staged = of_weights + c.units * c.output_tiles * c.chunk * count;
   const A* const tile = staged + unit * c.chunk * plane_size + (row * ROWS * t.quads + column) * region_columns;
   const A* const weights = of_weights + (unit * c.output_tiles + output_tile) * c.chunk * count;
+  const T* const of_model = of.weight + model * of.groups * c.weights_of_group;
   A sums[OUTPUTS][ROWS][region_columns] = {};
   for (int begin = 0; begin < of.inputs; begin += c.chunk) {
     if (begin > 0) __syncthreads();
     const int64_t site_of_source = (of.shared ? 0 : first_of_model) + first_site;
     const Pixels<T> source = c.source.from(site_of_source * of.inputs + begin);
-    const Planes planes{c.units * c.chunk, c.sites - first_site, of.inputs - begin, of.inputs, c.by_chunk};
+    const int planes = c.units * c.chunk, existing = (c.sites - first_site) * of.inputs - begin;
     if (source.window == 1)
-      stage<1>(staged, source, t, planes, top - K / 2, left);
+      stage<1>(staged, source, t, planes, existing, top - K / 2, left);
     else
-      stage<2>(staged, source, t, planes, top - K / 2, left);
+      stage<2>(staged, source, t, planes, existing, top - K / 2, left);
     for (int i = threadIdx.x; i < c.units * c.output_tiles * c.chunk * count; i += blockDim.x) {
       const int element = i % count, tap = element / OUTPUTS;
-      int k = i / count;
-      int o = c.by_chunk.divide(k);
-      const int u = c.by_output_tiles.divide(o);
-      const int site = first_site + u, output = first_output + o * OUTPUTS + element % OUTPUTS, channel = begin + k;
+      int channel = i / count;
+      int output = c.by_chunk.divide(channel);
+      const int site = first_site + c.by_output_tiles.divide(output);
+      channel += begin, output = first_output + output * OUTPUTS + element % OUTPUTS;
       A weight{};
       if (tap < K * K && site < c.sites && output < of.outputs && channel < of.inputs) {
         const int group = of.groups == 1 ? 0 : site % of.groups;
-        weight =
-            widen(of.weight[(model * of.groups + group) * of.inputs * of.outputs * (K * K) + output * of.weight_output +
-                            channel * of.weight_input + (of.flipped ? K * K - 1 - tap : tap)]);
+        weight = widen(of_model[group * c.weights_of_group + output * static_cast<int>(of.weight_output) +
+                                channel * static_cast<int>(of.weight_input) + (of.flipped ? K * K - 1 - tap : tap)]);
       }
       of_weights[i] = weight;
     }
@@ -490,8 +494,7 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
 
   A* const staged = reinterpret_cast<A*>(shared_memory());
   const A* const tile = staged + unit * CHANNELS * plane_size + (row * ROWS * t.quads + column) * region_columns;
-  const Planes planes{c.units * CHANNELS, of.groups - first_group, of.inputs - first_channel, of.inputs,
-                      Divisor(CHANNELS)};
+  const int existing = (of.groups - first_group) * of.inputs - first_channel;
   A sums[CHANNELS][OUTPUTS][taps] = {}, bias[OUTPUTS] = {};
   const int end = least(of.places, (part + 1) * of.part_places);
   BlockNumber of_place{static_cast<unsigned>(part * of.part_places)};
@@ -514,7 +517,9 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
 
     const int64_t site = (of.shared ? image : image_of_model) * of.groups + first_group;
     if (place > part * of.part_places) __syncthreads();
-    stage<1>(staged, c.images.from(site * of.inputs + first_channel), t, planes, top - K / 2, left);
+    Pixels<T> images = c.images.from(site * of.inputs + first_channel);
+    images.y = nullptr, images.places = nullptr;  // for the compiler to know
+    stage<1>(staged, images, t, c.units * CHANNELS, existing, top - K / 2, left);
     __syncthreads();
     if (++tile_column == t.tiles_across) tile_column = 0, ++tile_row;
     if (tile_row == t.tiles_down) tile_row = 0, ++image;
@@ -568,7 +573,7 @@ inline bool tiles_serve(const ConvShape& s) {
     if (s.kernel[axis] != s.kernel[0] || s.stride[axis] != 1 || s.dilation[axis] != 1 ||
         s.padding[axis] != s.kernel[0] / 2)
       return false;
-  // A tile's planes are counted in 32 bits.
+  // Weights, and places in a tile's planes, are counted in 32 bits.
   return s.batch * s.groups < most_size && s.height * s.width < most_plane &&
          (s.kernel[0] == 3 || s.kernel[0] == 5 || s.kernel[0] == 7);
 }
@@ -626,31 +631,34 @@ Pixels<T> gradients_of(const ConvBackward<T>& d, const T* pixels) {
 template <class T, int K, int OUTPUTS>
 cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cudaStream_t stream) {
   using A = Accumulate<T>;
-  constexpr int rows = region_rows<T, K, OUTPUTS>, most_threads = tile_threads<K>;
-  constexpr int shallow = 8, most_slices = 8, wanted_blocks = 512;
+  constexpr int rows = region_rows<T, K, OUTPUTS>, shallow = 8, most_slices = 8;
+  constexpr int64_t wanted_blocks = 512;
+  auto at_least_one = [](int64_t n) { return static_cast<int>(n > 1 ? n : 1); };
   TiledConvolution<T> c{};
   c.of = of, c.source = source;
+  c.sites = static_cast<int>(of.batch * of.groups);
+  c.weights_of_group = of.inputs * of.outputs * K * K;
+  // A warp's worth of regions or, where these are few, half of it, times outputs or slices of the channels.
+  const int64_t of_site = int64_t{divide_up(of.columns.results, region_columns)} * divide_up(of.rows.results, rows);
+  const bool deep = of.inputs >= shallow, few = of_site * c.sites * of.models < wanted_blocks / 2 * warp_size;
+  const int wanted_regions = static_cast<int>(of_site < warp_size ? of_site : deep && few ? warp_size / 2 : warp_size);
   const int tiles_of_outputs = divide_up(of.outputs, OUTPUTS);
-  const bool deep = of.inputs >= shallow;  // slices of channels fill the block
-  const int target = deep ? most_threads / 4 : most_threads;
-  c.output_tiles = least(tiles_of_outputs, most_threads / most_across);
-  c.output_blocks = divide_up(tiles_of_outputs, c.output_tiles);
-  const int64_t sites = of.batch * of.groups;
-  c.sites = static_cast<int>(sites);
-  Tiling& t = c.tiling = Tiling(of.rows.results, of.columns.results, K, rows, target / c.output_tiles, sizeof(A));
+  c.output_blocks = divide_up(tiles_of_outputs, conv_threads / wanted_regions);
+  c.output_tiles = divide_up(tiles_of_outputs, c.output_blocks);
+  Tiling& t = c.tiling = Tiling(of.rows.results, of.columns.results, K, rows,
+                                deep ? wanted_regions : conv_threads / c.output_tiles, sizeof(A));
   const int threads_of_unit = t.regions() * c.output_tiles;
   const int64_t bytes_of_channel = (t.plane() + c.output_tiles * weight_count<K, OUTPUTS>)*sizeof(A);
-  const int64_t blocks_of_unit = sites * of.models * c.output_blocks * t.tiles_across * t.tiles_down;
-  auto at_least_one = [](int64_t n) { return static_cast<int>(n > 1 ? n : 1); };
-  c.units = deep ? 1
-                 : least(most_threads / threads_of_unit, least(at_least_one(blocks_of_unit / wanted_blocks),
-                                                               at_least_one(tile_bytes / bytes_of_channel)));
-  c.units = at_least_one(c.units);
-  const int channels_that_fit = at_least_one(tile_bytes / (bytes_of_channel * c.units));
+  const int64_t blocks_of_unit = of.models * c.sites * c.output_blocks * t.tiles_across * t.tiles_down;
+  const int channels_that_fit = at_least_one(tile_bytes / bytes_of_channel);
+  c.units =
+      deep ? 1
+           : at_least_one(least(conv_threads / threads_of_unit,
+                                least(at_least_one(blocks_of_unit / wanted_blocks), channels_that_fit / of.inputs)));
   c.slices = deep ? least(least(most_slices, of.inputs / 2),
-                          least(at_least_one(most_threads / threads_of_unit), channels_that_fit))
+                          least(at_least_one(conv_threads / threads_of_unit), channels_that_fit))
                   : 1;
-  c.chunk = least(of.inputs, channels_that_fit / c.slices * c.slices);
+  c.chunk = c.units > 1 ? of.inputs : least(of.inputs, channels_that_fit / c.slices * c.slices);
   c.site_tiles = divide_up(c.sites, c.units);
   c.at_once = of.pool == Pool::none
                   ? of.columns.results % 4 == 0 && is_aligned(of.y, 4)
@@ -712,7 +720,7 @@ TiledCorrelationPlan tiled_correlation_plan(const ConvShape& s) {
     p.jobs = divide_up(tiles_of_outputs, p.job_tiles), p.channel_tiles = divide_up(inputs, CHANNELS);
     const int64_t bytes = int64_t{p.tiling.plane()} * CHANNELS * sizeof(Accumulate<T>);
     p.units = least(warps_of_block / p.jobs, static_cast<int>(tile_bytes / bytes));
-    p.units = least(p.units > 1 ? p.units : 1, static_cast<int>(s.groups));
+    p.units = inputs == CHANNELS && p.units > 1 ? least(p.units, static_cast<int>(s.groups)) : 1;
     p.group_tiles = divide_up(static_cast<int>(s.groups), p.units);
     p.places = s.batch * p.tiling.tiles_across * p.tiling.tiles_down;
     const int64_t of_a_part = s.models * p.group_tiles * p.job_tiles * p.channel_tiles;

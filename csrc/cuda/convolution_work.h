@@ -67,6 +67,7 @@ struct BlockNumber {
   unsigned rest = blockIdx.x;
 
   __device__ __forceinline__ int digit(int64_t count) {
+    if (count == 1) return 0;  // saves the division
     const auto by = static_cast<unsigned>(count);
     const unsigned place = rest % by;
     rest /= by;
