@@ -67,7 +67,13 @@ def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ablations.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"inline": inline, "fine": fine, "heading": heading, "with_unit": with_unit}
+    environment.filters |= {
+        "inline": inline,
+        "fine": fine,
+        "folded": folded,
+        "heading": heading,
+        "with_unit": with_unit,
+    }
     environment.globals |= {"bar": bar, "marks": MARKS, "values": pair_values, "levels_of": levels_of, "anchor": anchor}
     return environment
 
@@ -87,6 +93,14 @@ def fine(text: str) -> markupsafe.Markup:
     escaped = str(markupsafe.escape(text))
     kept = re.sub(r"(?<=\d) (?=%|ms|s\b)|(?<=\b[np]) (?=[=&])|(?<=[=;]) (?=\d)", "\N{NO-BREAK SPACE}", escaped)
     return markupsafe.Markup(re.sub(r"\(([^()]*\bn\s=[^()]*)\)", r'<span class="fine">(\1)</span>', kept))
+
+
+def folded(message: str) -> markupsafe.Markup:
+    """A message's last line, which of a traceback says most; what stands above it opens on demand."""
+    above, _, last = message.strip().rpartition("\n")
+    if not above:
+        return markupsafe.escape(last)
+    return markupsafe.Markup("<details><summary>{}</summary>{}</details>").format(last, above)
 
 
 def bar(card: Card, section: Section) -> dict[str, Any] | None:

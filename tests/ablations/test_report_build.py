@@ -22,6 +22,7 @@ from ablations.records import Records
 from ablations.report import build
 from ablations.report.evidence import gather
 from ablations.report.figures import draw
+from ablations.report.html import folded
 
 ROOT = Path(__file__).parents[2]
 BUILD = """
@@ -124,6 +125,12 @@ def test_every_figure_has_an_alternative_text(report):
 def test_failure_messages_are_shown_as_text(report):
     text = (report / "index.html").read_text()
     assert "ValueError: &lt;b&gt; &amp; more" in text
+
+
+def test_of_a_traceback_the_last_line_stands_out_and_the_rest_opens_on_demand():
+    shown = folded("Traceback:\n  in <module>\nValueError: <b>")
+    assert shown == ("<details><summary>ValueError: &lt;b&gt;</summary>Traceback:\n  in &lt;module&gt;</details>")
+    assert folded("loss is NaN") == "loss is NaN"
 
 
 def test_csv_is_the_tidy_table_of_the_report(report, runs):

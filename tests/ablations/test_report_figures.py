@@ -104,6 +104,15 @@ def test_accuracies_beside_a_slow_level_are_told_apart_by_their_errors(own, decl
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(mean)
 
 
+def test_accuracies_far_apart_have_an_axis_of_errors_that_ends_above_every_mean(own):
+    stated = figures.declare(own, "score", {"optimizer": "adam", "width": 8}, unit="%", costs=["weights"])
+    far = own.assign(score=own["score"].where(own["width"] != 32, 0.99 + 0.02 * (own["seed"] % 2 - 0.5)))
+    axes = figures.tradeoff(far, stated, cost="weights").axes[0]
+    middles = axes.transData.transform([(64, 100 - error) for error in (1, 10, 100)])[:, 1]
+    assert np.diff(middles)[0] == pytest.approx(np.diff(middles)[1])
+    assert 99 < axes.get_ylim()[1] < 100
+
+
 def test_a_level_far_from_the_baseline_does_not_squeeze_the_others_and_is_named_with_its_mean(own, declaration):
     far = with_a_far_level(own)
     wide = far.assign(width=far["width"].astype(str) + far["optimizer"].map({"adam": "", "sgd": "s"}), optimizer="adam")

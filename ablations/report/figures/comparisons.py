@@ -26,6 +26,7 @@ from ablations.report.figures.theme import (
     WIDTH,
     Figure,
     bounds_of,
+    height_of,
     interval_bar,
     interval_text,
     present_levels,
@@ -40,8 +41,7 @@ from ablations.statistics import mean_interval, one_factor_runs
 MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
 MOST_DOTS = 400  # of a panel, that stand apart; more are small and faint, and pixels in an SVG
 LONGEST_NAME = 5  # letters of a level's name that stand upright
-PAGE = 9.6  # inches: the height of a forest that still prints on one page
-GAP, LEAST_LINE = 0.35, 0.14  # of a forest: lines between factors, and inches of a line that can still be read
+GAP = 0.35  # lines between the factors of a forest
 LEAST_SHARE = 0.4  # of an axis, that references leave to what the networks do
 
 
@@ -58,7 +58,7 @@ def forest(effects: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
     end = forest_reach(rows) * by
     sizes = rows.groupby("factor", sort=False).size()
     lines = len(rows) + int((sizes > 1).sum()) + GAP * len(sizes)
-    figure = Figure(figsize=(WIDTH, 1.3 + lines * max(min(0.3, (PAGE - 1.3) / lines), LEAST_LINE)))
+    figure = Figure(figsize=(WIDTH, height_of(lines, 0.3, 1.3)))
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
     for factor, group in rows.groupby("factor", sort=False):

@@ -151,6 +151,8 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
         return None
     label, against = in_sentence(evidence.primary["label"]), in_sentence(price["label"])
     others = published_points(evidence) if cost == "parameters" else pd.DataFrame()
+    is_accuracy = evidence.primary["unit"] == "%" and evidence.primary["better"] == "higher"
+    far = " Where errors span more than a factor of 10, the axis is logarithmic in them." if is_accuracy else ""
     cited = (
         f" Hollow: of others, trained on the whole training set, {listing(list(dict.fromkeys(others['source'])))}."
         if len(others)
@@ -161,7 +163,7 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
         f"{heading(label)} against {against}",
         f"Mean of {label} with its 95 % t interval against {against} (log scale). The dashed line joins the conditions "
         "that none beats in both, by their means alone: the Pareto front. Levels are named where there is room."
-        f"{cited}",
+        f"{far}{cited}",
         f"Scatter plot of {label} against {against}, a point per level, with the Pareto front.",
         partial(tradeoff, evidence.done, evidence.declaration, cost, others),
         f"figures.tradeoff(evidence.done, evidence.declaration, cost={cost!r}"

@@ -150,12 +150,12 @@ def lines_by_factor(
     if logarithmic and limit == 0:
         panels[0].set_yscale("log")
     elif logarithmic and limit:
-        _logarithmic_below(panels[0], limit)
+        logarithmic_below(panels[0], limit)
     label_panels(panels, len(factors), x_label, y_label)
     return figure
 
 
-def _logarithmic_below(axes: Axes, limit: float) -> None:
+def logarithmic_below(axes: Axes, limit: float) -> None:
     """An axis whose distances to `limit` are logarithmic, with ticks at 1, 2 and 5 times powers of ten below it."""
     axes.set_yscale("function", functions=(lambda y: -np.log(limit - y), lambda z: limit - np.exp(-z)))
     low, high = axes.get_ylim()

@@ -37,6 +37,7 @@ VERDICTS = {  # colour and marker: the same word never relies on colour alone
     "": (MUTED, "o"),
 }
 WIDTH = 7.2  # inches: a page of a journal
+PAGE, LEAST_LINE = 9.6, 0.14  # inches: a figure that prints on one page, and a line that can still be read
 FILE_DPI, SHOWN_DPI = 150, 100  # of files; of a notebook, which shows as many pixels smaller
 FAR = 2.5  # times the upper quartile of all rows: beyond, a row would squeeze the others
 
@@ -183,6 +184,11 @@ def level_lines(factor: Mapping[str, Any]) -> dict[str, str]:
 def wrapped(text: str, width: int) -> str:
     """The text in lines of at most that many letters."""
     return "\n".join(textwrap.wrap(text, max(width, 12)))
+
+
+def height_of(lines: float, usual: float, around: float) -> float:
+    """Inches of a figure of so many lines, which are closer than usual where it would not print on one page."""
+    return around + lines * max(min(usual, (PAGE - around) / max(lines, 1)), LEAST_LINE)
 
 
 def bounds_of(values: pd.Series, unit: str) -> tuple[float, float]:

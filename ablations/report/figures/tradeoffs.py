@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 
+from ablations.report.figures.learning import WIDE, logarithmic_below
 from ablations.report.figures.theme import (
     INK,
     MARKERS,
@@ -24,6 +25,7 @@ from ablations.report.figures.theme import (
     WIDTH,
     Figure,
     bounds_of,
+    height_of,
     interval_bar,
     reach,
     response_of,
@@ -63,7 +65,8 @@ def tradeoff(
     """The primary response against a cost: a point per level with its 95 % t interval, and the Pareto front.
 
     The front joins the conditions that no other beats in both, on means over seeds; conditions that change several
-    factors are small grey dots. `published` has rows of what others reached, hollow diamonds: the columns name, and
+    factors are small grey dots. Accuracies whose errors span more than a factor of 10 have an axis that is logarithmic
+    in errors. `published` has rows of what others reached, hollow diamonds: the columns name, and
     those of the cost and of the primary response.
     """
     response, price = response_of(declaration), response_of(declaration, cost)
@@ -85,6 +88,10 @@ def tradeoff(
                 )
                 y, low, high = (v * by for v in mean_interval(mine[response["name"]]))
                 points.append(_Point(float(mine[cost].mean()), y, *np.clip((low, high), *bounds), *look))
+    others = [] if published is None else published.to_dict("records")
+    top = _top([*(point.y for point in points), *(row[response["name"]] * by for row in others)], response)
+    for point in points:
+        point.high = min(point.high, top)
     names = [factor["name"] for factor in declaration["factors"] if factor["name"] in runs]
     conditions = runs.groupby(names)[[cost, response["name"]]].mean()
     crossed = (
@@ -110,11 +117,12 @@ def tradeoff(
             beside = axes.transData + ScaledTranslation(point.aside / 72, 0, figure.dpi_scale_trans)
             axes.plot([x, x], [point.low, point.high], color=point.colour, lw=1.6, alpha=0.7, transform=beside)
             axes.plot(x, point.y, point.marker, color=point.colour, ms=point.size, transform=beside)
-    for row in () if published is None else published.to_dict("records"):
+    for row in others:
         y = row[response["name"]] * by
         axes.plot(row[cost], y, "D", color=MUTED, ms=6, markerfacecolor="white")
         points.append(_Point(row[cost], y, math.nan, math.nan, MUTED, "D", 6, row["name"]))
-    axes.update_datalim([(p.x, y) for p in points for y in (p.y, p.low, p.high) if math.isfinite(y)])
+    shown = [(p.x, y) for p in points for y in (p.y, p.low, p.high) if math.isfinite(y)]
+    axes.update_datalim(shown)
     axes.autoscale_view()
     handles = [
         Line2D([], [], ls="", marker=MARKERS[(k + k // 6) % 6], color=PALETTE[k % 6], label=heading(factor["label"]))
@@ -122,10 +130,13 @@ def tradeoff(
         if (PALETTE[k % 6], MARKERS[(k + k // 6) % 6]) in {(point.colour, point.marker) for point in points}
     ]
     handles.append(Line2D([], [], ls="--", lw=1.2, color=MUTED, label="Pareto front"))
-    if published is not None and len(published):
+    if others:
         handles.append(Line2D([], [], ls="", marker="D", color=MUTED, markerfacecolor="white", label="Published"))
     axes.set_xscale("log")
     axes.margins(x=0.14, y=0.12)
+    if top < 100:
+        logarithmic_below(axes, 100)
+        axes.set_ylim(top=top)
     _plain_log_ticks(axes, price)
     side_by_side = " (levels of equal cost stand side by side)" if any(point.aside for point in points) else ""
     side_by_side = " (small dots: levels that cost what the baseline does)" if crowded else side_by_side
@@ -138,13 +149,20 @@ def tradeoff(
     return figure
 
 
+def _top(values: Sequence[float], response: Mapping[str, Any]) -> float:
+    """Where an axis ends that is logarithmic in errors: at half of the least; infinite where it need not be so."""
+    errors = [100 - value for value in values]
+    is_accuracy = response["unit"] == "%" and response["better"] == "higher" and min(errors, default=0) > 0
+    return 100 - min(errors) / 2 if is_accuracy and max(errors) > WIDE * min(errors) else math.inf
+
+
 @themed
 def timing_ratios(table: pd.DataFrame, label: str = "Time over native (left of 1 is faster)") -> Figure:
     """Ratios with 95 % intervals on a logarithmic axis, a row per line of the table.
 
     Its columns are those of `timing_table`: label, ratio, low, high, n.
     """
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(table)))
+    figure = Figure(figsize=(WIDTH, height_of(len(table), 0.34, 1.2)))
     axes = figure.add_subplot()
     texts = axes.secondary_yaxis("right")
     rows: list[Any] = list(table.itertuples())
