@@ -217,13 +217,24 @@ __device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const 
   }
 }
 
-template <int WINDOW, class T, class A = Accumulate<T>>
+template <class T, class A = Accumulate<T>>
 __device__ __forceinline__ void stage(A* staged, const Pixels<T>& source, const Tiling& t, int planes, int existing,
                                       int top, int left) {
-  if (source.at_once)
-    stage<WINDOW, true>(staged, source, t, planes, existing, top, left);
+  auto run = [&]<bool AT_ONCE>(const Pixels<T>& p) {
+    if (p.window == 1)
+      stage<1, AT_ONCE>(staged, p, t, planes, existing, top, left);
+    else
+      stage<2, AT_ONCE>(staged, p, t, planes, existing, top, left);
+  };
+  Pixels<T> p = source;  // with what the compiler is to know
+  if (!source.at_once)
+    run.template operator()<false>(p);
+  else if (source.y == nullptr)
+    p.y = nullptr, run.template operator()<true>(p);
+  else if (source.activation == Activation::relu)
+    p.activation = Activation::relu, run.template operator()<true>(p);
   else
-    stage<WINDOW, false>(staged, source, t, planes, existing, top, left);
+    run.template operator()<true>(p);
 }
 
 // What a region's row reads: its own 4 columns and 4 on either side.
@@ -399,10 +410,7 @@ __global__ void __launch_bounds__(conv_threads, resident_tiles<T>) convolve_tile
     const int64_t site_of_source = (of.shared ? 0 : first_of_model) + first_site;
     const Pixels<T> source = c.source.from(site_of_source * of.inputs + begin);
     const int planes = c.units * c.chunk, existing = (c.sites - first_site) * of.inputs - begin;
-    if (source.window == 1)
-      stage<1>(staged, source, t, planes, existing, top - K / 2, left);
-    else
-      stage<2>(staged, source, t, planes, existing, top - K / 2, left);
+    stage(staged, source, t, planes, existing, top - K / 2, left);
     for (int i = threadIdx.x; i < c.units * c.output_tiles * c.chunk * count; i += blockDim.x) {
       const int element = i % count, tap = element / OUTPUTS;
       int channel = i / count;
@@ -459,18 +467,18 @@ struct TiledCorrelation {
 };
 
 // Sums over a warp: leaves `count` of the N sums in a lane, the first of which is number `first`.
-template <int LENGTH, int N, class A>
-__device__ __forceinline__ void sum_over_warp(A (&sums)[N], int& first, int& count, int bit = warp_size / 2) {
+template <int LENGTH, int BIT, int N, class A>
+__device__ __forceinline__ void sum_over_warp(A (&sums)[N], int& first, int& count) {
   constexpr int half = divide_up(LENGTH, 2);
-  const bool is_upper = (lane() & bit) != 0;  // and keeps the upper half
+  const bool is_upper = (lane() & BIT) != 0;  // and keeps the upper half
 #pragma unroll
   for (int i = 0; i < half; ++i) {
     const A low = sums[i], high = half + i < LENGTH ? sums[least(half + i, LENGTH - 1)] : A{};
-    sums[i] = (is_upper ? high : low) + from_opposite(is_upper ? low : high, bit);
+    sums[i] = (is_upper ? high : low) + from_opposite(is_upper ? low : high, BIT);
   }
   first += is_upper ? half : 0;
   count = is_upper ? (count > half ? count - half : 0) : least(count, half);
-  if (bit > 1) sum_over_warp<half>(sums, first, count, bit / 2);
+  if constexpr (BIT > 1) sum_over_warp<half, BIT / 2>(sums, first, count);
 }
 
 template <class T, int K, int OUTPUTS, int CHANNELS, int WINDOW>
@@ -518,8 +526,8 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
     const int64_t site = (of.shared ? image : image_of_model) * of.groups + first_group;
     if (place > part * of.part_places) __syncthreads();
     Pixels<T> images = c.images.from(site * of.inputs + first_channel);
-    images.y = nullptr, images.places = nullptr;  // for the compiler to know
-    stage<1>(staged, images, t, c.units * CHANNELS, existing, top - K / 2, left);
+    images.window = 1, images.y = nullptr, images.places = nullptr;  // for the compiler to know
+    stage(staged, images, t, c.units * CHANNELS, existing, top - K / 2, left);
     __syncthreads();
     if (++tile_column == t.tiles_across) tile_column = 0, ++tile_row;
     if (tile_row == t.tiles_down) tile_row = 0, ++image;
@@ -552,7 +560,7 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
     of_warp[i] = i < all - OUTPUTS ? sums[i / taps / OUTPUTS % CHANNELS][i / taps % OUTPUTS][i % taps]
                                    : bias[(i - all + OUTPUTS) % OUTPUTS];
   int begin = 0, count = all;
-  sum_over_warp<all>(of_warp, begin, count);
+  sum_over_warp<all, warp_size / 2>(of_warp, begin, count);
   const int64_t to = ((part * of.models + model) * of.groups + group) * of.outputs + output;
 #pragma unroll
   for (int i = 0; i < divide_up(all, warp_size); ++i) {
@@ -640,8 +648,9 @@ cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cuda
   c.weights_of_group = of.inputs * of.outputs * K * K;
   // A warp's worth of regions or, where these are few, half of it, times outputs or slices of the channels.
   const int64_t of_site = int64_t{divide_up(of.columns.results, region_columns)} * divide_up(of.rows.results, rows);
-  const bool deep = of.inputs >= shallow, few = of_site * c.sites * of.models < wanted_blocks / 2 * warp_size;
-  const int wanted_regions = static_cast<int>(of_site < warp_size ? of_site : deep && few ? warp_size / 2 : warp_size);
+  const bool deep = of.inputs >= shallow, few = of_site * c.sites * of.models < wanted_blocks * warp_size;
+  const int most_regions = deep && few ? warp_size / 2 : warp_size;
+  const int wanted_regions = of_site < most_regions ? static_cast<int>(of_site) : most_regions;
   const int tiles_of_outputs = divide_up(of.outputs, OUTPUTS);
   c.output_blocks = divide_up(tiles_of_outputs, conv_threads / wanted_regions);
   c.output_tiles = divide_up(tiles_of_outputs, c.output_blocks);
