@@ -406,7 +406,7 @@ __global__ void __launch_bounds__(conv_threads, resident_tiles<T>) convolve_tile
   const T* const of_model = of.weight + model * of.groups * c.weights_of_group;
   A sums[OUTPUTS][ROWS][region_columns] = {};
   for (int begin = 0; begin < of.inputs; begin += c.chunk) {
-    if (begin > 0) __syncthreads();
+    __syncthreads();  // the channels before have been read
     const int64_t site_of_source = (of.shared ? 0 : first_of_model) + first_site;
     const Pixels<T> source = c.source.from(site_of_source * of.inputs + begin);
     const int planes = c.units * c.chunk, existing = (c.sites - first_site) * of.inputs - begin;
@@ -524,7 +524,7 @@ __global__ void __launch_bounds__(conv_threads, resident_blocks<T>) correlate_ti
       for (int o = 0; o < OUTPUTS; ++o) begin_reading(o);
 
     const int64_t site = (of.shared ? image : image_of_model) * of.groups + first_group;
-    if (place > part * of.part_places) __syncthreads();
+    __syncthreads();  // the place before has been read
     Pixels<T> images = c.images.from(site * of.inputs + first_channel);
     images.window = 1, images.y = nullptr, images.places = nullptr;  // for the compiler to know
     stage(staged, images, t, c.units * CHANNELS, existing, top - K / 2, left);

@@ -60,7 +60,7 @@ WIDE_POOLED = [
 TILED = [  # square kernels of 3, 5 or 7 with same padding: several tiles, sites, slices and pieces of channels
     Block(batch=2, channels=3, outputs=7, size=(38, 70), options={"padding": 1}),
     Block(batch=5, channels=1, outputs=4, size=(12, 12), options={"padding": 1, "activation": "leaky_relu"}),
-    Block(batch=2, channels=35, outputs=2, size=(10, 9), options={"padding": 1, "pool": "average"}),
+    Block(batch=17, channels=35, outputs=2, size=(10, 9), options={"padding": 1, "pool": "average"}),
     Block(batch=2, channels=19, outputs=9, size=(13, 15), models=2, options={"padding": 1, "activation": "sigmoid"}),
     Block(batch=3, channels=9, outputs=9, kernel=(5, 5), size=(21, 36), options={"padding": 2, "groups": 9}),
     Block(batch=2, channels=4, outputs=3, kernel=(5, 5), options={"padding": 2, "pool": "none", "activation": "none"}),
