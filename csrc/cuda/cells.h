@@ -35,11 +35,6 @@ struct Place {
   __device__ __forceinline__ int of(int width) const { return row * width + unit; }
 };
 
-// In (E, B, H).
-__device__ __forceinline__ int64_t state_of(const SequenceShape& s, int64_t model, int b, int unit) {
-  return (model * s.batch + b) * s.hidden + unit;
-}
-
 template <class V>
 __device__ __forceinline__ V* moved(V* values, int64_t by) {
   return values == nullptr ? nullptr : values + by;
@@ -62,14 +57,24 @@ __device__ __forceinline__ SequenceBackward<T> moved(SequenceBackward<T> s, int6
   s.aux = moved(s.aux, rows * H);
   s.y = moved(s.y, rows * H);
   s.dy = moved(s.dy, rows * H);
-  s.dh_steps = moved(s.dh_steps, rows * H);
-  s.dc_steps = moved(s.dc_steps, rows * H);
   return s;
 }
-// To sequence b of a model at a step.
-template <class Sequence>
-__device__ __forceinline__ Sequence moved(const Sequence& s, int64_t model, const Step& step) {
-  return moved(s, (model * s.shape.steps + step.time) * s.shape.batch + step.b0);
+// The sequence with its pointers moved to a step's first row, and those to states (E, B, H) to the same sequence.
+template <class T>
+__device__ __forceinline__ SequenceForward<T> moved(SequenceForward<T> s, int64_t model, const Step& step) {
+  const int64_t B = s.shape.batch, states = (model * B + step.b0) * s.shape.hidden;
+  s.h0 = moved(s.h0, states), s.c0 = moved(s.c0, states);
+  s.h_n = moved(s.h_n, states), s.c_n = moved(s.c_n, states);
+  s.bias_n = moved(s.bias_n, model * s.shape.hidden);
+  return moved(s, (model * s.shape.steps + step.time) * B + step.b0);
+}
+template <class T>
+__device__ __forceinline__ SequenceBackward<T> moved(SequenceBackward<T> s, int64_t model, const Step& step) {
+  const int64_t B = s.shape.batch, states = (model * B + step.b0) * s.shape.hidden;
+  s.h0 = moved(s.h0, states), s.c0 = moved(s.c0, states);
+  s.dh_n = moved(s.dh_n, states), s.dc_n = moved(s.dc_n, states);
+  s.dh0 = moved(s.dh0, states), s.dc0 = moved(s.dc0, states);
+  return moved(s, (model * s.shape.steps + step.time) * B + step.b0);
 }
 
 struct RowStep {
@@ -102,14 +107,13 @@ struct Projected {
 };
 
 template <int GATES, class T>
-__device__ __forceinline__ Projected<T, GATES> projected(const SequenceForward<T>& s, int64_t model, const Place& at,
-                                                         int first_gate) {
+__device__ __forceinline__ Projected<T, GATES> projected(const SequenceForward<T>& s, const Place& at, int first_gate) {
   Projected<T, GATES> from{};
   const int H = static_cast<int>(s.shape.hidden);
   const T* gates = s.gates + at.of(gate_count(s.shape.cell) * H) + first_gate * H;
 #pragma unroll
   for (int g = 0; g < GATES; ++g) from.gates[g] = gates[g * H];
-  if (GATES == 3 && s.bias_n != nullptr) from.bias_n = s.bias_n[model * H + at.unit];
+  if (GATES == 3 && s.bias_n != nullptr) from.bias_n = s.bias_n[at.unit];
   return from;
 }
 
@@ -221,22 +225,23 @@ __device__ __forceinline__ void finish_step(const SequenceForward<T>& s, const P
   if (CELL == Cell::lstm && zeroed) *c = 0;
 }
 
-// The running state before the first step: of (E, B, H) at `state`.
+// The running state before the first step.
 template <class T>
-__device__ __forceinline__ T first_state(const SequenceShape& s, const T* first, const Place& at, int64_t state) {
-  return row_step(s, at).reset ? T{} : first[state];
+__device__ __forceinline__ T first_state(const SequenceShape& s, const T* first, const Place& at) {
+  return row_step(s, at).reset ? T{} : first[at.of(static_cast<int>(s.hidden))];
 }
 
 // --------------------------------------------------------------------------------------------------- backward
 
-// The state before a step, from the states of all steps and, at `state`, the first.
+// The state before a step, from the states of all steps and the first.
 template <class Steps, class T>
 __device__ __forceinline__ auto state_before(const SequenceShape& s, const Place& at, const Steps* steps,
-                                             const T* first, int64_t state) {
+                                             const T* first) {
+  const int i = at.of(static_cast<int>(s.hidden));
   if (row_step(s, at).reset) return decltype(widen(*first)){};
   const bool is_first = at.step.masked && s.reverse ? at.step.time == length_of(s, at.b()) - 1 : at.step.number == 0;
-  if (is_first) return widen(first[state]);
-  return widen(steps[at.of(static_cast<int>(s.hidden)) - rows_of_step(s) * s.hidden]);
+  if (is_first) return widen(first[i]);
+  return widen(steps[i - rows_of_step(s) * s.hidden]);
 }
 
 // What a step's gradients need beside those of its state: loaded early, since memory is far.
@@ -247,9 +252,9 @@ struct Saved {
   T dy;
 };
 
-// Of the unit at `state` in (E, B, H). Nothing for a row past its length.
+// Nothing for a row past its length.
 template <Cell CELL, class T>
-__device__ __forceinline__ Saved<T, CELL> saved(const SequenceBackward<T>& s, const Place& at, int64_t state) {
+__device__ __forceinline__ Saved<T, CELL> saved(const SequenceBackward<T>& s, const Place& at) {
   Saved<T, CELL> found{};
   if (!row_step(s.shape, at).active) return found;
   const int H = static_cast<int>(s.shape.hidden);
@@ -258,9 +263,8 @@ __device__ __forceinline__ Saved<T, CELL> saved(const SequenceBackward<T>& s, co
   for (int g = 0; g < gate_count(CELL); ++g) found.gates[g] = gates[g * H];
   if (s.dy != nullptr) found.dy = s.dy[at.of(H)];
   if constexpr (CELL == Cell::lstm || CELL == Cell::gru) found.aux = s.aux[at.of(H)];
-  if constexpr (CELL == Cell::lstm) found.before = state_before(s.shape, at, s.aux, s.c0, state);
-  if constexpr (CELL == Cell::gru || CELL == Cell::gru_before)
-    found.before = state_before(s.shape, at, s.y, s.h0, state);
+  if constexpr (CELL == Cell::lstm) found.before = state_before(s.shape, at, s.aux, s.c0);
+  if constexpr (CELL == Cell::gru || CELL == Cell::gru_before) found.before = state_before(s.shape, at, s.y, s.h0);
   return found;
 }
 
@@ -318,19 +322,25 @@ __device__ __forceinline__ void store_gradients(const SequenceBackward<T>& s, co
   }
 #pragma unroll
   for (int g = 0; g < gate_count(CELL); ++g) left[g * H] = narrow<T>(d.passing[g]);
+}
+
+// The gradients of a step's state, if they are asked for; `s` as it was given, since it is rarely so.
+template <Cell CELL, class T, class A = Accumulate<T>>
+__device__ __forceinline__ void store_state_gradients(const SequenceBackward<T>& s, int64_t model, const Place& at,
+                                                      const Differentiated<A, gate_count(CELL)>& d) {
   if (s.dh_steps == nullptr || !row_step(s.shape, at).active) return;
-  s.dh_steps[at.of(H)] = d.of_h;
-  if (CELL == Cell::lstm) s.dc_steps[at.of(H)] = d.of_c;
+  const int64_t row = (model * s.shape.steps + at.step.time) * s.shape.batch + at.b();
+  s.dh_steps[row * s.shape.hidden + at.unit] = d.of_h;
+  if (CELL == Cell::lstm) s.dc_steps[row * s.shape.hidden + at.unit] = d.of_c;
 }
 
 // Likewise the gradient of r of a GRU whose reset acts before the product, from `product`, that of r h'.
 template <class T, class A = Accumulate<T>>
-__device__ __forceinline__ A differentiate_reset(const SequenceBackward<T>& s, const Place& at, int64_t state,
-                                                 A product, A& dh) {
+__device__ __forceinline__ A differentiate_reset(const SequenceBackward<T>& s, const Place& at, A product, A& dh) {
   if (!row_step(s.shape, at).active) return 0;
   const int H = static_cast<int>(s.shape.hidden);
   const A r = widen(s.gates[at.of(3 * H)]);
-  const A d = product * static_cast<A>(state_before(s.shape, at, s.y, s.h0, state)) * sigmoid_slope(r);
+  const A d = product * static_cast<A>(state_before(s.shape, at, s.y, s.h0)) * sigmoid_slope(r);
   s.dgates[at.of(3 * H)] = narrow<T>(d);
   dh += product * r;
   return d;

@@ -181,8 +181,8 @@ struct GridBlock {
   __device__ __forceinline__ Place place(const Step& step, const Item& item) const {
     return {step, item.row, first + item.unit};
   }
-  __device__ __forceinline__ int64_t state(const Item& item) const {
-    return state_of(shape, model, row0 + item.row, first + item.unit);
+  __device__ __forceinline__ int in_states(const Item& item) const {
+    return item.row * static_cast<int>(shape.hidden) + first + item.unit;
   }
 
   template <int GATES>
@@ -240,18 +240,18 @@ __global__ void __launch_bounds__(grid_threads, 1)
   SequenceForward<T> now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
     const Place at = block.place(step, item);
-    const T h = first_state(shape, s.h0, at, block.state(item));
+    const T h = first_state(shape, now.h0, at);
     block.exchanged_at(block.buffer(0), item, 0) = h;
     running[item.index] = widen(h);
-    if (CELL == Cell::lstm) c[item.index] = widen(first_state(shape, s.c0, at, block.state(item)));
+    if (CELL == Cell::lstm) c[item.index] = widen(first_state(shape, now.c0, at));
   });
   block.arrive();
-  auto load = [&](const Item& item) { return projected<gates>(now, block.model, block.place(step, item), first_gate); };
+  auto load = [&](const Item& item) { return projected<gates>(now, block.place(step, item), first_gate); };
   Projected<T, gates> ahead{};  // what the thread's first position needs, loaded while others are waited for
   if (shape.steps > 0 && block.has_own()) ahead = load(block.own);
   block.wait();
-  for (int number = 0; number < static_cast<int>(shape.steps); ++number) {
-    T *from = block.buffer(number % 2), *to = block.buffer((number + 1) % 2);
+  while (step.number < static_cast<int>(shape.steps)) {
+    T *from = block.buffer(step.number % 2), *to = block.buffer((step.number + 1) % 2);
     if constexpr (CELL == Cell::gru_before) {
       T* r_h = block.buffer(2);
       block.template multiply<2>(from, 0, 0, 1);
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(grid_threads, 1)
         const Place at = block.place(step, item);
         A product[2];
         block.products(item, product);
-        const auto reached = reach_gates(product, projected<2>(now, block.model, at, 0), running[item.index]);
+        const auto reached = reach_gates(product, projected<2>(now, at, 0), running[item.index]);
         block.exchanged_at(r_h, item, 0) = store_gates(now, at, reached);
       });
       block.meet();
@@ -285,9 +285,10 @@ __global__ void __launch_bounds__(grid_threads, 1)
     if (step.number < shape.steps && block.has_own()) ahead = load(block.own);
     block.wait();
   }
+  now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    s.h_n[block.state(item)] = narrow<T>(running[item.index]);
-    if (CELL == Cell::lstm) s.c_n[block.state(item)] = narrow<T>(c[item.index]);
+    now.h_n[block.in_states(item)] = narrow<T>(running[item.index]);
+    if (CELL == Cell::lstm) now.c_n[block.in_states(item)] = narrow<T>(c[item.index]);
   });
 }
 
@@ -312,39 +313,42 @@ __global__ void __launch_bounds__(grid_threads, 1)
   Step step = step_of(shape, block.row0, static_cast<int>(shape.steps) - 1);
   SequenceBackward<T> now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    dh[item.index] = s.dh_n == nullptr ? A{} : widen(s.dh_n[block.state(item)]);
-    if (CELL == Cell::lstm) dc[item.index] = s.dc_n == nullptr ? A{} : widen(s.dc_n[block.state(item)]);
+    dh[item.index] = s.dh_n == nullptr ? A{} : widen(now.dh_n[block.in_states(item)]);
+    if (CELL == Cell::lstm) dc[item.index] = s.dc_n == nullptr ? A{} : widen(now.dc_n[block.in_states(item)]);
   });
-  auto load = [&](const Item& item) { return saved<CELL>(now, block.place(step, item), block.state(item)); };
+  auto load = [&](const Item& item) { return saved<CELL>(now, block.place(step, item)); };
+  constexpr bool looks_ahead = CELL != Cell::gru_before;  // as registers allow
   Saved<T, CELL> ahead{};  // what the thread's first position needs, loaded while others are waited for
-  if (shape.steps > 0 && block.has_own()) ahead = load(block.own);
-  for (int number = step.number; number >= 0; --number) {
-    T* exchanged = block.buffer(number % 2);
+  if (looks_ahead && shape.steps > 0 && block.has_own()) ahead = load(block.own);
+  while (step.number >= 0) {
+    T* exchanged = block.buffer(step.number % 2);
     block.for_items([&](const Item& item) {
       const Place at = block.place(step, item);
       const A of_c = CELL == Cell::lstm ? dc[item.index] : A{};
-      const auto found = differentiate<CELL>(shape, at, block.is_own(item) ? ahead : load(item), dh[item.index], of_c);
+      const auto found =
+          differentiate<CELL>(shape, at, looks_ahead && block.is_own(item) ? ahead : load(item), dh[item.index], of_c);
       dh[item.index] = found.dh;
       if (CELL == Cell::lstm) dc[item.index] = found.dc;
 #pragma unroll
       for (int g = 0; g < gates; ++g) block.exchanged_at(exchanged, item, g) = narrow<T>(found.passing[g]);
       store_gradients<CELL>(now, at, found);
+      store_state_gradients<CELL>(s, block.model, at, found);
     });
     block.arrive();
-    const Step place_of = step;
-    const SequenceBackward<T> here = now;
     step = after(shape, step, -1);
     now = moved(now, -rows_of_step(shape));
-    if (step.number >= 0 && block.has_own()) ahead = load(block.own);
+    if (looks_ahead && step.number >= 0 && block.has_own()) ahead = load(block.own);
     block.wait();
+    auto place_then = [&](const Item& item) { return block.place(after(shape, step, 1), item); };
     if constexpr (CELL == Cell::gru_before) {
+      const SequenceBackward<T> then = moved(now, rows_of_step(shape));
       block.template multiply<1>(exchanged, 0, 2, 1);
       block.for_items([&](const Item& item) {
         A product[1];
         block.products(item, product);
         A of_h = dh[item.index];
         block.exchanged_at(exchanged, item, 0) =
-            narrow<T>(differentiate_reset(here, block.place(place_of, item), block.state(item), product[0], of_h));
+            narrow<T>(differentiate_reset(then, place_then(item), product[0], of_h));
         dh[item.index] = of_h;
       });
       block.meet();
@@ -354,14 +358,15 @@ __global__ void __launch_bounds__(grid_threads, 1)
       A product[1];
       block.products(item, product);
       A of_h = dh[item.index], of_c = CELL == Cell::lstm ? dc[item.index] : A{};
-      end_step_back(shape, block.place(place_of, item), product[0], of_h, of_c);
+      end_step_back(shape, place_then(item), product[0], of_h, of_c);
       dh[item.index] = of_h;
       if (CELL == Cell::lstm) dc[item.index] = of_c;
     });
   }
+  now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    s.dh0[block.state(item)] = narrow<T>(dh[item.index]);
-    if (CELL == Cell::lstm) s.dc0[block.state(item)] = narrow<T>(dc[item.index]);
+    now.dh0[block.in_states(item)] = narrow<T>(dh[item.index]);
+    if (CELL == Cell::lstm) now.dc0[block.in_states(item)] = narrow<T>(dc[item.index]);
   });
 }
 

@@ -25,7 +25,7 @@ template <class T, int ROWS>
 struct Plain {
   static constexpr int positions = ROWS, row_tile = ROWS, unit_tile = warp_size;
   static constexpr int depth_step = 16 / sizeof(T), padding = 0;
-  static constexpr int most_threads = ROWS * sizeof(T) >= 32 ? 256 : 512;
+  static constexpr int most_threads = ROWS * sizeof(T) >= 32 ? 256 : 384;  // as registers allow
 
   static __device__ __forceinline__ int row_of(int position) { return position; }
   static __device__ __forceinline__ int unit_of(int) { return lane(); }
@@ -88,7 +88,7 @@ template <class T, int TILES>
 struct TensorCores {
   static constexpr int positions = 4 * TILES, row_tile = 16 * TILES, unit_tile = 8;
   static constexpr int in_word = 4 / sizeof(T), depth_step = 8 * in_word, padding = 4 * in_word;
-  static constexpr int most_threads = 512;
+  static constexpr int most_threads = TILES == 1 ? 384 : 512;  // as registers allow
 
   static __device__ __forceinline__ int row_of(int position) {
     return position / 4 * 16 + lane() / 4 + position % 4 / 2 * 8;

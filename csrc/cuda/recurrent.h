@@ -72,7 +72,6 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
   const Tiles<P> tiles(rows, H);
   auto in_states = [&](const Position& at) { return at.row * stride + at.unit; };
   auto in_cells = [&](const Position& at) { return at.row * H + at.unit; };
-  auto state = [&](const Position& at) { return state_of(shape, model, row0 + at.row, at.unit); };
 
   for (int i = threadIdx.x; i < memory.states(); i += blockDim.x) h[i] = T{};
   P::keep(weights);
@@ -80,25 +79,24 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
   Step step = step_of(shape, row0, 0);
   SequenceForward<T> now = moved(s, model, step);
   auto place = [&](const Position& at) { return Place{step, at.row, at.unit}; };
-  auto load = [&](const Position& at) { return projected<gates>(now, model, place(at), first_gate); };
+  auto load = [&](const Position& at) { return projected<gates>(now, place(at), first_gate); };
   Projected<T, gates> ahead[P::positions];  // what the thread's first positions need, loaded a step before
   tiles.for_all([&](const Position& at) {
-    h[in_states(at)] = first_state(shape, s.h0, place(at), state(at));
-    if (CELL == Cell::lstm) c[in_cells(at)] = widen(first_state(shape, s.c0, place(at), state(at)));
+    h[in_states(at)] = first_state(shape, now.h0, place(at));
+    if (CELL == Cell::lstm) c[in_cells(at)] = widen(first_state(shape, now.c0, place(at)));
   });
   auto look_ahead = [&] {
     if (step.number < shape.steps) tiles.for_first([&](const Position& at) { ahead[at.index] = load(at); });
   };
   look_ahead();
   __syncthreads();
-  for (int number = 0; number < static_cast<int>(shape.steps); ++number) {
+  while (step.number < static_cast<int>(shape.steps)) {
     if constexpr (CELL == Cell::gru_before) {
       for_products<2>(
           weights, tiles, h, stride, 0, 1, 0,
           [&](const Position& at, const A(&product)[2]) {
             if (!at.valid) return Reached<A, 2>{};
-            return reach_gates(product, projected<2>(now, model, place(at), 0),
-                               static_cast<A>(widen(h[in_states(at)])));
+            return reach_gates(product, projected<2>(now, place(at), 0), static_cast<A>(widen(h[in_states(at)])));
           },
           [&](const Position& at, const Reached<A, 2>& reached) {
             r_h[in_states(at)] = store_gates(now, place(at), reached);
@@ -128,9 +126,10 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
     T* before = h;
     h = h_after, h_after = before;
   }
+  now = moved(s, model, step);
   tiles.for_all([&](const Position& at) {
-    s.h_n[state(at)] = h[in_states(at)];
-    if (CELL == Cell::lstm) s.c_n[state(at)] = narrow<T>(c[in_cells(at)]);
+    now.h_n[in_cells(at)] = h[in_states(at)];
+    if (CELL == Cell::lstm) now.c_n[in_cells(at)] = narrow<T>(c[in_cells(at)]);
   });
 }
 
@@ -150,7 +149,6 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   const Tiles<P> tiles(rows, H);
   auto in_states = [&](const Position& at) { return at.row * stride + at.unit; };
   auto in_carried = [&](const Position& at) { return at.row * H + at.unit; };
-  auto state = [&](const Position& at) { return state_of(shape, model, row0 + at.row, at.unit); };
 
   for (int i = threadIdx.x; i < memory.states(); i += blockDim.x) d[i] = T{};
   P::keep(weights);
@@ -160,24 +158,24 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   Saved<T, CELL> ahead[most_ahead];  // what the thread's first positions need, loaded a step before
   auto is_ahead = [&](const Position& at) { return at.first && at.index < most_ahead; };
   tiles.for_all([&](const Position& at) {
-    dh[in_carried(at)] = s.dh_n == nullptr ? A{} : widen(s.dh_n[state(at)]);
-    if (CELL == Cell::lstm) dc[in_carried(at)] = s.dc_n == nullptr ? A{} : widen(s.dc_n[state(at)]);
+    dh[in_carried(at)] = s.dh_n == nullptr ? A{} : widen(now.dh_n[in_carried(at)]);
+    if (CELL == Cell::lstm) dc[in_carried(at)] = s.dc_n == nullptr ? A{} : widen(now.dc_n[in_carried(at)]);
   });
   auto look_ahead = [&] {
     if (step.number < 0) return;
     tiles.for_first([&](const Position& at) {
-      if (is_ahead(at)) ahead[at.index] = saved<CELL>(now, place(at), state(at));
+      if (is_ahead(at)) ahead[at.index] = saved<CELL>(now, place(at));
     });
   };
   look_ahead();
   __syncthreads();
-  for (int number = step.number; number >= 0; --number) {
+  while (step.number >= 0) {
     tiles.for_all(
         [&](const Position& at) {
           Saved<T, CELL> from{};
           A of_h{}, of_c{};
           if (at.valid) {
-            from = is_ahead(at) ? ahead[at.index] : saved<CELL>(now, place(at), state(at));
+            from = is_ahead(at) ? ahead[at.index] : saved<CELL>(now, place(at));
             of_h = dh[in_carried(at)];
             if (CELL == Cell::lstm) of_c = dc[in_carried(at)];
           }
@@ -190,19 +188,19 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
 #pragma unroll
           for (int g = 0; g < gates; ++g) d[in_states(at) + g * segment] = narrow<T>(found.passing[g]);
           store_gradients<CELL>(now, place(at), found);
+          store_state_gradients<CELL>(s, model, place(at), found);
         });
-    const SequenceBackward<T> here = now;
-    const Step this_step = step;
     now = moved(now, -rows_of_step(shape));
     step = after(shape, step, -1);
     look_ahead();
     __syncthreads();
-    auto place_then = [&](const Position& at) { return Place{this_step, at.row, at.unit}; };
+    auto place_then = [&](const Position& at) { return Place{after(shape, step, 1), at.row, at.unit}; };
     auto product_of = [](const Position&, const A(&product)[1]) { return product[0]; };
     if constexpr (CELL == Cell::gru_before) {
+      const SequenceBackward<T> then = moved(now, rows_of_step(shape));
       for_products<1>(weights, tiles, d, stride, 2, 1, 0, product_of, [&](const Position& at, A product) {
         A of_h = dh[in_carried(at)];
-        d[in_states(at)] = narrow<T>(differentiate_reset(here, place_then(at), state(at), product, of_h));
+        d[in_states(at)] = narrow<T>(differentiate_reset(then, place_then(at), product, of_h));
         dh[in_carried(at)] = of_h;
       });
       __syncthreads();
@@ -217,9 +215,10 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
                     });
     __syncthreads();
   }
+  now = moved(s, model, step);
   tiles.for_all([&](const Position& at) {
-    s.dh0[state(at)] = narrow<T>(dh[in_carried(at)]);
-    if (CELL == Cell::lstm) s.dc0[state(at)] = narrow<T>(dc[in_carried(at)]);
+    now.dh0[in_carried(at)] = narrow<T>(dh[in_carried(at)]);
+    if (CELL == Cell::lstm) now.dc0[in_carried(at)] = narrow<T>(dc[in_carried(at)]);
   });
 }
 
@@ -249,10 +248,11 @@ __device__ __forceinline__ void products_of(const SequenceShape& s, const T* pro
 template <class T>
 __global__ void __launch_bounds__(step_threads) begin_forward_step(const StepForward<T> f) {
   const SequenceShape& shape = f.sequence.shape;
-  for_units(shape, [&](int64_t, int b, int unit, int64_t i) {
+  for_units(shape, [&](int64_t model, int b, int unit, int64_t i) {
     const Place at{step_of(shape, b, 0), 0, unit};
-    f.h[i] = first_state(shape, f.sequence.h0, at, i);
-    if (f.c != nullptr) f.c[i] = widen(first_state(shape, f.sequence.c0, at, i));
+    const SequenceForward<T> now = moved(f.sequence, model, at.step);
+    f.h[i] = first_state(shape, now.h0, at);
+    if (f.c != nullptr) f.c[i] = widen(first_state(shape, now.c0, at));
   });
 }
 
@@ -275,12 +275,12 @@ __global__ void __launch_bounds__(step_threads) forward_step(const StepForward<T
     if constexpr (CELL == Cell::gru_before && STAGE == 0) {
       A sums[2];
       products_of(s.shape, f.product, i, unit, sums);
-      f.r_h[i] = store_gates(now, at, reach_gates(sums, projected<2>(now, model, at, 0), h));
+      f.r_h[i] = store_gates(now, at, reach_gates(sums, projected<2>(now, at, 0), h));
     } else {
       constexpr int gates = Forward<CELL>::gates;
       A sums[gates];
       products_of(s.shape, f.product, i, unit, sums);
-      const Projected<T, gates> in = projected<gates>(now, model, at, Forward<CELL>::first_gate);
+      const Projected<T, gates> in = projected<gates>(now, at, Forward<CELL>::first_gate);
       const Reached<A, gates> reached = Forward<CELL>::reach(now, at, sums, in, h, CELL == Cell::lstm ? f.c[i] : A{});
       finish_step<CELL>(now, at, reached, f.h[i], f.h + i, CELL == Cell::lstm ? f.c + i : nullptr);
     }
@@ -304,13 +304,14 @@ __global__ void __launch_bounds__(step_threads) backward_step(const StepBackward
       if (CELL == Cell::lstm) of_c = f.dc[i];
     }
     if constexpr (STAGE == 1) {
-      differentiate_reset(now, at, i, static_cast<A>(widen(f.product[i])), of_h);
+      differentiate_reset(now, at, static_cast<A>(widen(f.product[i])), of_h);
     } else {
       const Place later{after(shape, at.step, 1), 0, unit};
       if (f.step < shape.steps - 1) end_step_back(shape, later, static_cast<A>(widen(f.product[i])), of_h, of_c);
       if (f.step >= 0) {
-        const auto found = differentiate<CELL>(shape, at, saved<CELL>(now, at, i), of_h, of_c);
+        const auto found = differentiate<CELL>(shape, at, saved<CELL>(now, at), of_h, of_c);
         store_gradients<CELL>(now, at, found);
+        store_state_gradients<CELL>(s, model, at, found);
         of_h = found.dh, of_c = found.dc;
       }
     }
