@@ -1,10 +1,11 @@
-// The convolution block, forward and backward, by direct convolution; or, where products dominate and may be computed
-// there, on tensor cores. Compiled for one element type per source file.
+// The convolution block, forward and backward, for any geometry by direct convolution; by tiles in shared memory where
+// these serve; or, where products dominate and may be computed there, on tensor cores. Compiled for one element type
+// per source file.
 //
-// Lanes lie along the rows of an image and a thread owns a few rows of them, so that loads are coalesced and a value
-// that was loaded serves several rows of the kernel. Images come through the first-level cache, weights through shared
-// memory. Forward, and for the gradient of x, a thread sums several outputs; for that of the weights it sums one column
-// of the kernel over pixels, and fixed parts of the pixels are added in their order.
+// In the kernels below lanes lie along the rows of an image and a thread owns a few rows of them, so that loads are
+// coalesced and a value that was loaded serves several rows of the kernel. Images come through the first-level cache,
+// weights through shared memory. Forward, and for the gradient of x, a thread sums several outputs; for that of the
+// weights it sums one column of the kernel over pixels, and fixed parts of the pixels are added in their order.
 #pragma once
 
 #include "convolution_tensor.h"

@@ -2,8 +2,8 @@
 // brings tiles of images to shared memory, and a thread sums regions of a few rows and 4 columns in registers, so that
 // most of its instructions are multiply-adds. Gradients of pixels are made from those of y where they are read.
 //
-// Per 4 columns of a row that a thread reads (3 words of 16 bytes), it has 4 K multiply-adds for each output and each
-// of the rows that this one meets: 48 to 112 in all.
+// A row that a thread reads, 12 pixels in 3 words, serves up to K rows of its region, which is up to 4 K K
+// multiply-adds for each of its outputs.
 #pragma once
 
 #include "convolution_work.h"
@@ -636,50 +636,62 @@ Pixels<T> gradients_of(const ConvBackward<T>& d, const T* pixels) {
                       s.pool == Pool::none ? 1 : 2);
 }
 
+constexpr int at_least_one(int64_t n) { return n > 1 ? static_cast<int>(n) : 1; }
+
 template <class T, int K, int OUTPUTS>
-cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cudaStream_t stream) {
-  using A = Accumulate<T>;
-  constexpr int rows = region_rows<T, K, OUTPUTS>, shallow = 8, most_slices = 8;
+int64_t bytes_of_channel(const TiledConvolution<T>& c) {  // with its weights
+  return (c.tiling.plane() + c.output_tiles * weight_count<K, OUTPUTS>)*sizeof(Accumulate<T>);
+}
+
+// A block has a warp's worth of regions or, where these are few, half of it, times outputs, slices of many channels, or
+// sites of few.
+template <class T, int K, int OUTPUTS>
+TiledConvolution<T> tiled_convolution(const Convolution<T>& of, const Pixels<T>& source) {
+  constexpr int rows = region_rows<T, K, OUTPUTS>, shallow = 8, most_slices = 8, most_output_tiles = 16;
   constexpr int64_t wanted_blocks = 512;
-  auto at_least_one = [](int64_t n) { return static_cast<int>(n > 1 ? n : 1); };
   TiledConvolution<T> c{};
   c.of = of, c.source = source;
   c.sites = static_cast<int>(of.batch * of.groups);
   c.weights_of_group = of.inputs * of.outputs * K * K;
-  // A warp's worth of regions or, where these are few, half of it, times outputs or slices of the channels.
+
   const int64_t of_site = int64_t{divide_up(of.columns.results, region_columns)} * divide_up(of.rows.results, rows);
   const bool deep = of.inputs >= shallow, few = of_site * c.sites * of.models < wanted_blocks * warp_size;
   const int most_regions = deep && few ? warp_size / 2 : warp_size;
   const int wanted_regions = of_site < most_regions ? static_cast<int>(of_site) : most_regions;
   const int tiles_of_outputs = divide_up(of.outputs, OUTPUTS);
-  c.output_blocks = divide_up(tiles_of_outputs, conv_threads / wanted_regions);
+  c.output_blocks = divide_up(tiles_of_outputs, least(most_output_tiles, conv_threads / wanted_regions));
   c.output_tiles = divide_up(tiles_of_outputs, c.output_blocks);
-  Tiling& t = c.tiling = Tiling(of.rows.results, of.columns.results, K, rows,
-                                deep ? wanted_regions : conv_threads / c.output_tiles, sizeof(A));
-  const int threads_of_unit = t.regions() * c.output_tiles;
-  const int64_t bytes_of_channel = (t.plane() + c.output_tiles * weight_count<K, OUTPUTS>)*sizeof(A);
-  const int64_t blocks_of_unit = of.models * c.sites * c.output_blocks * t.tiles_across * t.tiles_down;
-  const int channels_that_fit = at_least_one(tile_bytes / bytes_of_channel);
+  c.tiling = Tiling(of.rows.results, of.columns.results, K, rows, deep ? wanted_regions : conv_threads / c.output_tiles,
+                    sizeof(Accumulate<T>));
+
+  const int at_once = at_least_one(conv_threads / (c.tiling.regions() * c.output_tiles));  // slices or sites
+  const int channels_that_fit = at_least_one(tile_bytes / bytes_of_channel<T, K, OUTPUTS>(c));
+  const int64_t tiles = of.models * c.sites * c.output_blocks * c.tiling.tiles_across * c.tiling.tiles_down;
+  c.slices = deep ? least(least(most_slices, of.inputs / 2), least(at_once, channels_that_fit)) : 1;
   c.units =
       deep ? 1
-           : at_least_one(least(conv_threads / threads_of_unit,
-                                least(at_least_one(blocks_of_unit / wanted_blocks), channels_that_fit / of.inputs)));
-  c.slices = deep ? least(least(most_slices, of.inputs / 2),
-                          least(at_least_one(conv_threads / threads_of_unit), channels_that_fit))
-                  : 1;
+           : least(at_once, least(at_least_one(tiles / wanted_blocks), at_least_one(channels_that_fit / of.inputs)));
   c.chunk = c.units > 1 ? of.inputs : least(of.inputs, channels_that_fit / c.slices * c.slices);
   c.site_tiles = divide_up(c.sites, c.units);
+  c.by_chunk = Divisor(c.chunk), c.by_output_tiles = Divisor(c.output_tiles);
   c.at_once = of.pool == Pool::none
                   ? of.columns.results % 4 == 0 && is_aligned(of.y, 4)
                   : of.columns.results / 2 % 2 == 0 && is_aligned(of.y, 2) && is_aligned(of.places, 2);
-  c.by_chunk = Divisor(c.chunk), c.by_output_tiles = Divisor(c.output_tiles);
-  const int threads = round_up(threads_of_unit * c.units * c.slices, warp_size);
-  const int64_t staged_bytes = bytes_of_channel * c.units * c.chunk;
-  const int64_t exchanged_bytes =
-      c.slices == 1 ? 0 : int64_t{threads_of_unit} * c.units * OUTPUTS * rows * region_columns * sizeof(A);
-  const int64_t blocks = of.models * c.site_tiles * c.output_blocks * t.tiles_across * t.tiles_down;
-  return launch(convolve_tiles<T, K, OUTPUTS>, blocks, threads,
-                staged_bytes > exchanged_bytes ? staged_bytes : exchanged_bytes, stream, c);
+  return c;
+}
+
+template <class T, int K, int OUTPUTS>
+cudaError_t launch_tiles(const Convolution<T>& of, const Pixels<T>& source, cudaStream_t stream) {
+  const TiledConvolution<T> c = tiled_convolution<T, K, OUTPUTS>(of, source);
+  const Tiling& t = c.tiling;
+  const int threads_of_slice = t.regions() * c.output_tiles * c.units;
+  const int64_t staged = bytes_of_channel<T, K, OUTPUTS>(c) * c.units * c.chunk;
+  const int64_t exchanged =
+      int64_t{threads_of_slice} * OUTPUTS * region_rows<T, K, OUTPUTS> * region_columns * sizeof(Accumulate<T>);
+  return launch(convolve_tiles<T, K, OUTPUTS>,
+                of.models * c.site_tiles * c.output_blocks * t.tiles_across * t.tiles_down,
+                round_up(threads_of_slice * c.slices, warp_size),
+                c.slices > 1 && exchanged > staged ? exchanged : staged, stream, c);
 }
 
 template <class T>
