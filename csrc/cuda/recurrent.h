@@ -55,6 +55,15 @@ struct Memory {
   }
 };
 
+// How many of a thread's positions have what they need loaded a step before: as registers allow.
+template <class P>
+constexpr int most_ahead = P::positions < 4 ? P::positions : 4;
+
+template <class P>
+__device__ __forceinline__ bool is_ahead(const Position& at) {
+  return at.first && at.index < most_ahead<P>;
+}
+
 template <class T, class P, Cell CELL>
 __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const SequenceForward<T> s, const Plan plan) {
   using A = Accumulate<T>;
@@ -80,13 +89,16 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
   SequenceForward<T> now = moved(s, model, step);
   auto place = [&](const Position& at) { return Place{step, at.row, at.unit}; };
   auto load = [&](const Position& at) { return projected<gates>(now, place(at), first_gate); };
-  Projected<T, gates> ahead[P::positions];  // what the thread's first positions need, loaded a step before
+  Projected<T, gates> ahead[most_ahead<P>];  // what the thread's first positions need, loaded a step before
   tiles.for_all([&](const Position& at) {
     h[in_states(at)] = first_state(shape, now.h0, place(at));
     if (CELL == Cell::lstm) c[in_cells(at)] = widen(first_state(shape, now.c0, place(at)));
   });
   auto look_ahead = [&] {
-    if (step.number < shape.steps) tiles.for_first([&](const Position& at) { ahead[at.index] = load(at); });
+    if (step.number >= shape.steps) return;
+    tiles.for_first([&](const Position& at) {
+      if (is_ahead<P>(at)) ahead[at.index] = load(at);
+    });
   };
   look_ahead();
   __syncthreads();
@@ -109,7 +121,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
           Projected<T, gates> in{};
           A of_h{}, of_c{};
           if (at.valid) {
-            in = at.first ? ahead[at.index] : load(at);
+            in = is_ahead<P>(at) ? ahead[at.index] : load(at);
             of_h = widen(h[in_states(at)]);
             if (CELL == Cell::lstm) of_c = c[in_cells(at)];
           }
@@ -136,7 +148,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
 template <class T, class P, Cell CELL>
 __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const SequenceBackward<T> s, const Plan plan) {
   using A = Accumulate<T>;
-  constexpr int gates = gate_count(CELL), most_ahead = P::positions < 4 ? P::positions : 4;  // as registers allow
+  constexpr int gates = gate_count(CELL);
   const SequenceShape& shape = s.shape;
   const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x % plan.parts * plan.rows;
   const int64_t model = blockIdx.x / plan.parts;
@@ -155,8 +167,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   Step step = step_of(shape, row0, static_cast<int>(shape.steps) - 1);
   SequenceBackward<T> now = moved(s, model, step);
   auto place = [&](const Position& at) { return Place{step, at.row, at.unit}; };
-  Saved<T, CELL> ahead[most_ahead];  // what the thread's first positions need, loaded a step before
-  auto is_ahead = [&](const Position& at) { return at.first && at.index < most_ahead; };
+  Saved<T, CELL> ahead[most_ahead<P>];  // what the thread's first positions need, loaded a step before
   tiles.for_all([&](const Position& at) {
     dh[in_carried(at)] = s.dh_n == nullptr ? A{} : widen(now.dh_n[in_carried(at)]);
     if (CELL == Cell::lstm) dc[in_carried(at)] = s.dc_n == nullptr ? A{} : widen(now.dc_n[in_carried(at)]);
@@ -164,7 +175,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   auto look_ahead = [&] {
     if (step.number < 0) return;
     tiles.for_first([&](const Position& at) {
-      if (is_ahead(at)) ahead[at.index] = saved<CELL>(now, place(at));
+      if (is_ahead<P>(at)) ahead[at.index] = saved<CELL>(now, place(at));
     });
   };
   look_ahead();
@@ -175,7 +186,7 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
           Saved<T, CELL> from{};
           A of_h{}, of_c{};
           if (at.valid) {
-            from = is_ahead(at) ? ahead[at.index] : saved<CELL>(now, place(at));
+            from = is_ahead<P>(at) ? ahead[at.index] : saved<CELL>(now, place(at));
             of_h = dh[in_carried(at)];
             if (CELL == Cell::lstm) of_c = dc[in_carried(at)];
           }
