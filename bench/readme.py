@@ -95,6 +95,7 @@ def gpu_section(name: str, results: dict[str, Any]) -> str:
     for row in results["measurements"]:
         if "grid" in row:
             notes += f" {row['runs']:,} small runs of the {row['grid']} study took {row['seconds']:.0f} s."
+    notes = " ".join([notes, *results.get("notes", [])])
     filled = textwrap.fill(notes, 120, break_long_words=False, break_on_hyphens=False)
     return "\n".join([*lines, "", filled]) + "\n"
 

@@ -26,18 +26,14 @@ def refusal_convolution(x: Tensor, padding: tuple[int, ...]) -> str | None:
 def native_wins_recurrent(op: str, dtype: torch.dtype, batch: int, hidden: int) -> bool:
     """In float32 up to 192 units, which one processor holds for cuDNN; and beyond what processors hold together.
 
-    There the kernels go step by step, as cuDNN does: faster where float32 rounds to TF32, in training. What is not
-    measured, a plain RNN, float16, float64 and float32 that must not round, is cuDNN's.
+    There the kernels would go step by step, which wins where a CUDA graph is replayed and loses where Python queues the
+    steps. What is not measured, a plain RNN, float16, float64 and float32 that must not round, is cuDNN's.
     """
-    if op == "rnn":
+    if op == "rnn" or batch * (4 if op == "lstm" else 3) * hidden**2 > MOST_PRODUCTS:
         return True
-    together = batch * (4 if op == "lstm" else 3) * hidden**2 <= MOST_PRODUCTS
-    if dtype == torch.bfloat16:
-        return not together
-    if dtype != torch.float32 or hidden <= 192 or not torch.backends.cudnn.allow_tf32:
-        return True
-    by_steps = torch.is_grad_enabled() and batch >= 16
-    return not by_steps and not (together and hidden <= 1024)
+    if dtype == torch.float32:
+        return not torch.backends.cudnn.allow_tf32 or not 192 < hidden <= 1024
+    return dtype != torch.bfloat16
 
 
 def native_wins_convolution(

@@ -185,7 +185,7 @@ def _native_wins(
             weight.shape[-2:],
             depthwise=depthwise,
             training=training,
-            channels_last=x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
+            channels_last=x.stride(1) == 1 < x.shape[1],
         )
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False

@@ -125,10 +125,10 @@ def test_float64_equals_torch_nn(op, no_bias, reverse, lengths, generator):
     module = torch_module(case, tensors)
     direction = slice(case.hidden, None) if reverse else slice(0, case.hidden)
     layer = 1 if reverse else 0
-    sizes = torch.tensor([6, 5, 2, 1])
+    sizes = torch.tensor([6, 5, 2, 1], device="cpu")
 
     def native(x, h0, c0=None, **weights):
-        both = tuple(s.expand(2 if reverse else 1, *s.shape) for s in (h0, c0) if s is not None)
+        both = tuple(s.repeat(2 if reverse else 1, 1, 1) for s in (h0, c0) if s is not None)
         sequence = pack_padded_sequence(x, sizes) if lengths else x
         names = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
         named = {names[k] + ("_l0_reverse" if reverse else "_l0"): v for k, v in weights.items()}
@@ -137,7 +137,7 @@ def test_float64_equals_torch_nn(op, no_bias, reverse, lengths, generator):
         return y[..., direction], *(s[layer] for s in (last if op == "lstm" else (last,)))
 
     if lengths:
-        arguments["lengths"] = sizes
+        arguments["lengths"] = sizes.to(torch.get_default_device())
     with recurve.backend("fused"):
         found = results(getattr(ops, op), tensors, arguments)
     assert_close(found, results(native, tensors, arguments={}), 1e-10)
