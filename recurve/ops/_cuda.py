@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MOST_PIXELS = 1 << 30  # of a model, counted in 32 bits
-MOST_PRODUCTS = 100_000_000  # of a step, beyond which processors that share a model wait for products, not each other
+MOST_PRODUCTS = 100_000_000  # of a step, as in designs.h: beyond, processors that share a model wait for products
 
 
 def refusal_convolution(x: Tensor, padding: tuple[int, ...]) -> str | None:

@@ -11,7 +11,7 @@ from cases import Block, Sequence, assert_close, assert_same, needs_kernels, ref
 
 import recurve
 from recurve import _backend, _extension, ops
-from recurve.ops._cuda import refusal_convolution
+from recurve.ops._cuda import native_wins_convolution, native_wins_recurrent, refusal_convolution
 
 ROOT = Path(__file__).parents[2]
 CALLS = [
@@ -239,3 +239,43 @@ def test_images_beyond_what_kernels_count_are_refused_on_a_gpu():
     assert refusal_convolution(images[: 2**14], (0, 0)) is None
     assert refusal_convolution(images, (0, 0)) == f"{2**15 * 182**2} pixels of a model are more than the kernels count"
     assert refusal_convolution(images[:30000].expand(2, -1, -1, -1, -1), (4, 4)) is not None
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "batch", "hidden", "wins"),
+    [
+        ("gru", torch.bfloat16, 64, 512, False),
+        ("lstm", torch.bfloat16, 1, 16, False),
+        ("lstm", torch.bfloat16, 128, 1024, True),
+        ("gru", torch.float32, 128, 256, False),
+        ("gru", torch.float32, 32, 192, True),
+        ("lstm", torch.float32, 1, 2048, True),
+        ("gru", torch.float16, 64, 512, True),
+        ("lstm", torch.float64, 64, 512, True),
+        ("rnn", torch.bfloat16, 64, 512, True),
+    ],
+)
+def test_cudnn_serves_where_it_was_measured_to_win_or_nothing_was(op, dtype, batch, hidden, wins, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert native_wins_recurrent(op, dtype, batch, hidden) is wins
+
+
+def test_cudnn_serves_float32_that_must_not_round(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert native_wins_recurrent("gru", torch.float32, 128, 256)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "options", "wins"),
+    [
+        (3, 3, {}, False),
+        (64, 3, {}, True),
+        (3, 3, {"training": False}, True),
+        (1, 5, {"depthwise": True}, False),
+        (1, 3, {"depthwise": True}, True),
+        (1, 7, {"depthwise": True, "channels_last": True}, True),
+    ],
+)
+def test_cudnn_serves_convolutions_where_it_was_measured_to_win(inputs, kernel, options, wins):
+    given = {"depthwise": False, "training": True, "channels_last": False} | options
+    assert native_wins_convolution(inputs, (kernel, kernel), **given) is wins
