@@ -72,9 +72,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-processes",
         type=_at_least_two,
-        default=5,
+        default=4,
         metavar="N",
-        help="With --benchmark: fresh processes that measure each case; intervals are clustered by them. Default: 5.",
+        help="With --benchmark: fresh processes for each case, by which intervals are clustered. Default: %(default)s.",
     )
     group.addoption(
         "--benchmark-full",
