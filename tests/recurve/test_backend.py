@@ -255,14 +255,14 @@ def test_images_beyond_what_kernels_count_are_refused_on_a_gpu():
         ("rnn", torch.bfloat16, 64, 512, True),
     ],
 )
-def test_cudnn_serves_where_it_was_measured_to_win_or_nothing_was(op, dtype, batch, hidden, wins, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert native_wins_recurrent(op, dtype, batch, hidden) is wins
+def test_cudnn_serves_where_it_was_measured_to_win_or_nothing_was(op, dtype, batch, hidden, wins):
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert native_wins_recurrent(op, dtype, batch, hidden) is wins
 
 
-def test_cudnn_serves_float32_that_must_not_round(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert native_wins_recurrent("gru", torch.float32, 128, 256)
+def test_cudnn_serves_float32_that_must_not_round():
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert native_wins_recurrent("gru", torch.float32, 128, 256)
 
 
 @pytest.mark.parametrize(
