@@ -254,6 +254,26 @@ constexpr int region_rows = OUTPUTS == 1 && K < 7 && sizeof(Accumulate<T>) == 4 
 template <int K, int OUTPUTS>
 constexpr int weight_count = round_up(K * K * OUTPUTS, 4);
 
+// Calls f(output, row, column, tap, the pixel under the tap) for all of a region; `tile` is where its rows begin.
+template <int K, int OUTPUTS, int ROWS, class A, class F>
+__device__ __forceinline__ void for_taps(const A* tile, int pitch, const F& f) {
+#pragma unroll
+  for (int i = 0; i < ROWS + K - 1; ++i) {
+    A values[3 * region_columns];
+    read_row(values, tile + i * pitch);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int t = 0; t < K * K; ++t)
+        if (t / K == i - r) {
+#pragma unroll
+          for (int o = 0; o < OUTPUTS; ++o)
+#pragma unroll
+            for (int s = 0; s < region_columns; ++s) f(o, r, s, t, values[region_columns - K / 2 + t % K + s]);
+        }
+  }
+}
+
 template <int K, int OUTPUTS, int ROWS, class A>
 __device__ __forceinline__ void convolve_region(A (&sums)[OUTPUTS][ROWS][region_columns], const A* tile, int pitch,
                                                 const A* weights) {
@@ -264,44 +284,16 @@ __device__ __forceinline__ void convolve_region(A (&sums)[OUTPUTS][ROWS][region_
 #pragma unroll
     for (int j = 0; j < 4; ++j) w[i + j] = words.of[j];
   }
-#pragma unroll
-  for (int i = 0; i < ROWS + K - 1; ++i) {
-    A values[3 * region_columns];
-    read_row(values, tile + i * pitch);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-      for (int t = 0; t < K * K; ++t)
-        if (t / K == i - r) {
-#pragma unroll
-          for (int o = 0; o < OUTPUTS; ++o)
-#pragma unroll
-            for (int s = 0; s < region_columns; ++s)
-              sums[o][r][s] += w[t * OUTPUTS + o] * values[region_columns - K / 2 + t % K + s];
-        }
-  }
+  for_taps<K, OUTPUTS, ROWS>(tile, pitch,
+                             [&](int o, int r, int s, int t, A value) { sums[o][r][s] += w[t * OUTPUTS + o] * value; });
 }
 
 template <int K, int OUTPUTS, int ROWS, class A>
 __device__ __forceinline__ void correlate_region(A (&sums)[OUTPUTS][K * K],
                                                  const A (&gradients)[OUTPUTS][ROWS][region_columns], const A* tile,
                                                  int pitch) {
-#pragma unroll
-  for (int i = 0; i < ROWS + K - 1; ++i) {
-    A values[3 * region_columns];
-    read_row(values, tile + i * pitch);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-      for (int t = 0; t < K * K; ++t)
-        if (t / K == i - r) {
-#pragma unroll
-          for (int o = 0; o < OUTPUTS; ++o)
-#pragma unroll
-            for (int s = 0; s < region_columns; ++s)
-              sums[o][t] += gradients[o][r][s] * values[region_columns - K / 2 + t % K + s];
-        }
-  }
+  for_taps<K, OUTPUTS, ROWS>(tile, pitch,
+                             [&](int o, int r, int s, int t, A value) { sums[o][t] += gradients[o][r][s] * value; });
 }
 
 // ------------------------------------------------------------------------------------------ images from images

@@ -181,9 +181,6 @@ struct GridBlock {
   __device__ __forceinline__ Place place(const Step& step, const Item& item) const {
     return {step, item.row, first + item.unit};
   }
-  __device__ __forceinline__ int in_states(const Item& item) const {
-    return item.row * static_cast<int>(shape.hidden) + first + item.unit;
-  }
 
   template <int GATES>
   __device__ __forceinline__ void multiply(const T* buffer, int first_gate, int first_segment, int count) const {
@@ -287,8 +284,8 @@ __global__ void __launch_bounds__(grid_threads, 1)
   }
   now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    now.h_n[block.in_states(item)] = narrow<T>(running[item.index]);
-    if (CELL == Cell::lstm) now.c_n[block.in_states(item)] = narrow<T>(c[item.index]);
+    now.h_n[block.place(step, item).of(H)] = narrow<T>(running[item.index]);
+    if (CELL == Cell::lstm) now.c_n[block.place(step, item).of(H)] = narrow<T>(c[item.index]);
   });
 }
 
@@ -313,8 +310,8 @@ __global__ void __launch_bounds__(grid_threads, 1)
   Step step = step_of(shape, block.row0, static_cast<int>(shape.steps) - 1);
   SequenceBackward<T> now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    dh[item.index] = s.dh_n == nullptr ? A{} : widen(now.dh_n[block.in_states(item)]);
-    if (CELL == Cell::lstm) dc[item.index] = s.dc_n == nullptr ? A{} : widen(now.dc_n[block.in_states(item)]);
+    dh[item.index] = s.dh_n == nullptr ? A{} : widen(now.dh_n[block.place(step, item).of(H)]);
+    if (CELL == Cell::lstm) dc[item.index] = s.dc_n == nullptr ? A{} : widen(now.dc_n[block.place(step, item).of(H)]);
   });
   auto load = [&](const Item& item) { return saved<CELL>(now, block.place(step, item)); };
   constexpr bool looks_ahead = CELL != Cell::gru_before;  // as registers allow
@@ -365,8 +362,8 @@ __global__ void __launch_bounds__(grid_threads, 1)
   }
   now = moved(s, block.model, step);
   block.for_items([&](const Item& item) {
-    now.dh0[block.in_states(item)] = narrow<T>(dh[item.index]);
-    if (CELL == Cell::lstm) now.dc0[block.in_states(item)] = narrow<T>(dc[item.index]);
+    now.dh0[block.place(step, item).of(H)] = narrow<T>(dh[item.index]);
+    if (CELL == Cell::lstm) now.dc0[block.place(step, item).of(H)] = narrow<T>(dc[item.index]);
   });
 }
 

@@ -372,18 +372,13 @@ auto with_products(const SequenceShape& s, Math math, bool backward, const Devic
   if constexpr (sizeof(T) == 8) {
     return call(static_cast<Plain<T, 4>*>(nullptr));
   } else {
-    const bool tensor = sizeof(T) == 2 || math == Math::tensor;
-    using Small = TensorCores<T, 1>;
-    using Large = TensorCores<T, 2>;
-    if (tensor) {
-      const bool large = s.hidden >= 64 && plan<T, Small>(s, backward, device).rows > Small::row_tile;
-      return large ? call(static_cast<Large*>(nullptr)) : call(static_cast<Small*>(nullptr));
-    }
     if constexpr (sizeof(T) == 4)
-      return s.batch > 16 && s.hidden >= 64 ? call(static_cast<Plain<T, 8>*>(nullptr))
-                                            : call(static_cast<Plain<T, 4>*>(nullptr));
-    else
-      return call(static_cast<Small*>(nullptr));
+      if (math == Math::plain)
+        return s.batch > 16 && s.hidden >= 64 ? call(static_cast<Plain<T, 8>*>(nullptr))
+                                              : call(static_cast<Plain<T, 4>*>(nullptr));
+    using Small = TensorCores<T, 1>;
+    const bool large = s.hidden >= 64 && plan<T, Small>(s, backward, device).rows > Small::row_tile;
+    return large ? call(static_cast<TensorCores<T, 2>*>(nullptr)) : call(static_cast<Small*>(nullptr));
   }
 }
 
