@@ -27,7 +27,7 @@ from ablations.report.figures.images import (
 from ablations.report.figures.interactions import heat_map, interaction_plot, profiles, scores_by_level
 from ablations.report.figures.learning import learning_curves, targets
 from ablations.report.figures.studies import draw_forecasts, draw_shift_accuracy
-from ablations.report.figures.theme import Drawing, interval_text
+from ablations.report.figures.theme import Drawing, interval_text, is_accuracy
 from ablations.report.figures.tradeoffs import timing_ratios, timing_table, tradeoff
 from ablations.report.numbers import heading, in_sentence, listing, number, scale
 from ablations.statistics import interquartile_mean
@@ -151,8 +151,11 @@ def _tradeoff(evidence: Evidence, cost: str) -> Drawing | None:
         return None
     label, against = in_sentence(evidence.primary["label"]), in_sentence(price["label"])
     others = published_points(evidence) if cost == "parameters" else pd.DataFrame()
-    is_accuracy = evidence.primary["unit"] == "%" and evidence.primary["better"] == "higher"
-    far = " Where errors span more than a factor of 10, the axis is logarithmic in them." if is_accuracy else ""
+    far = (
+        " Where errors span more than a factor of 10, the axis is logarithmic in them."
+        if is_accuracy(evidence.primary)
+        else ""
+    )
     cited = (
         f" Hollow: of others, trained on the whole training set, {listing(list(dict.fromkeys(others['source'])))}."
         if len(others)

@@ -186,6 +186,11 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, max(width, 12)))
 
 
+def is_accuracy(response: Mapping[str, Any]) -> bool:
+    """Whether 100 % less its value is an error."""
+    return response["unit"] == "%" and response["better"] == "higher"
+
+
 def height_of(lines: float, usual: float, around: float) -> float:
     """Inches of a figure of so many lines, which are closer than usual where it would not print on one page."""
     return around + lines * max(min(usual, (PAGE - around) / max(lines, 1)), LEAST_LINE)

@@ -27,6 +27,7 @@ from ablations.report.figures.theme import (
     bounds_of,
     height_of,
     interval_bar,
+    is_accuracy,
     reach,
     response_of,
     themed,
@@ -152,8 +153,8 @@ def tradeoff(
 def _top(values: Sequence[float], response: Mapping[str, Any]) -> float:
     """Where an axis ends that is logarithmic in errors: at half of the least; infinite where it need not be so."""
     errors = [100 - value for value in values]
-    is_accuracy = response["unit"] == "%" and response["better"] == "higher" and min(errors, default=0) > 0
-    return 100 - min(errors) / 2 if is_accuracy and max(errors) > WIDE * min(errors) else math.inf
+    has_errors = is_accuracy(response) and min(errors, default=0) > 0
+    return 100 - min(errors) / 2 if has_errors and max(errors) > WIDE * min(errors) else math.inf
 
 
 @themed
