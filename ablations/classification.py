@@ -8,8 +8,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 
+from ablations.data import tell_repairs
 from ablations.data.augmentation import augmentation, shift
-from ablations.data.images import held_out, load, split, tell_repairs, version
+from ablations.data.images import held_out, load, repairs, split, version
 from ablations.design import Predictor, Response
 from ablations.models import ConvNet, Style
 
@@ -55,7 +56,7 @@ class ImageTask:
     @staticmethod
     def data_version(settings: Mapping[str, Any]) -> str:
         """What is repaired in the data is told here, once, when runs are planned."""
-        tell_repairs(settings["data"], settings["image_size"])
+        tell_repairs(repairs(settings["data"], settings["image_size"]))
         return version(settings["data"])
 
     def model(self) -> ConvNet:
@@ -103,6 +104,7 @@ class ImageTask:
         }
         arrays: dict[str, np.ndarray] = {
             "data": np.array(self.settings["data"]),
+            "repaired": np.array(repairs(self.settings["data"], self.settings["image_size"]), dtype=str),
             "label": labels.numpy().astype(np.uint8),
             "predicted": predicted.numpy().astype(np.uint8),
             "shift_pixels": SHIFTS.astype(np.int8),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +18,14 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2  # of a folder without parts of its own
 MEMORY_SHARE = 0.25  # of what is free, for all images
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow
+
+
+class Form(NamedTuple):
+    """What all images of a data set share: width and height in pixels, and Pillow's mode."""
+
+    size: tuple[int, int]
+    mode: str
 
 
 def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -26,14 +33,14 @@ def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray
 
     Classes are the subfolders of `folder/train` and `folder/test`, or of the folder itself: then each image belongs to
     the test part or not by a hash of its class and name, about a fifth do, and adding images moves none. All images
-    are grey if all files are, else in colour. With `image_size` each is resized to such a square, which `tell_repairs`
-    reports. Files whose names begin with a dot are not looked at.
+    are grey if all files are, else in colour. With `image_size` each is resized to such a square. `folder_repairs` says
+    how many were converted or resized. Files whose names begin with a dot are not looked at.
 
-    Raises `DataError` for a file that is no image, images of several sizes, a class without images, fewer than two
-    classes, test classes that training lacks, and more than fits into memory.
+    Raises `DataError` for a file that is no image or has more than 8 bits a colour, images of several sizes, a class
+    without images, fewer than two classes, test classes that training lacks, and more than fits into memory.
     """
     files = _all_files(folder)
-    size, mode = _common_form(_flat(files), image_size)
+    size, mode = _common_form(_forms(_flat(files)), image_size)
     return {
         part: (
             _stacked(list(chain.from_iterable(of_part)), size, mode),
@@ -43,16 +50,19 @@ def read_folder(folder: Path, image_size: int = 0) -> dict[str, tuple[np.ndarray
     }
 
 
-def tell_repairs(folder: Path, image_size: int) -> None:
-    """Warn of how many images `read_folder` resizes. Raises `DataError` as it does."""
-    paths = _flat(_all_files(folder))
-    size = (image_size, image_size)
-    others = 0
-    for path in paths if image_size else ():
-        with _opened(path, whole=False) as image:
-            others += image.size != size
-    if others:
-        warnings.warn(f"{others} of {len(paths)} images are resized to {size[0]} x {size[1]} pixels", stacklevel=2)
+def folder_repairs(folder: Path, image_size: int) -> tuple[str, ...]:
+    """How many images `read_folder` resizes or converts, in words. Raises `DataError` as it does."""
+    forms = _forms(_flat(_all_files(folder)))
+    size, mode = _common_form(forms, image_size)
+    resized = sum(form.size != size for form in forms.values())
+    converted = [form.mode for form in forms.values() if form.mode not in ("1", mode)]
+    repairs = []
+    if resized:
+        repairs.append(f"{resized} of {len(forms)} images are resized to {size[0]} x {size[1]} pixels")
+    if converted:
+        kinds = ", ".join(sorted(set(converted)))
+        repairs.append(f"{len(converted)} of {len(forms)} images are converted to {mode}, from {kinds}")
+    return tuple(repairs)
 
 
 def folder_version(folder: Path) -> str:
@@ -107,24 +117,32 @@ def _is_test(name: str, path: Path) -> bool:
     return int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64
 
 
-def _common_form(paths: Sequence[Path], image_size: int) -> tuple[tuple[int, int], str]:
-    """The width, height and mode ("L" or "RGB") in which all images are read."""
-    sizes: dict[tuple[int, int], list[Path]] = {}
-    modes = set()
+def _forms(paths: Sequence[Path]) -> dict[Path, Form]:
+    """Size and mode of each image, from its header."""
+    forms = {}
     for path in paths:
         with _opened(path, whole=False) as image:
-            sizes.setdefault(image.size, []).append(path)
-            modes.add(image.mode)
+            forms[path] = Form(image.size, image.mode)
+        if image.mode not in EIGHT_BITS:
+            raise DataError(
+                f"{path} has pixels of mode {image.mode}, which 8 bits cannot hold; save it with 8 bits a colour"
+            )
+    return forms
+
+
+def _common_form(forms: Mapping[Path, Form], image_size: int) -> Form:
+    """The size and the mode, "L" or "RGB", in which all images are read."""
+    sizes = {form.size: path for path, form in forms.items()}
     if len(sizes) > 1 and not image_size:
         (one, first), (other, second) = list(sizes.items())[:2]
         raise DataError(
-            f"images need one size, but {first[0]} has {one[0]} x {one[1]} pixels and {second[0]} {other[0]} x "
-            f"{other[1]}; resize all, as with --set image_size=32"
+            f"images need one size, but {first} has {one[0]} x {one[1]} pixels and {second} {other[0]} x {other[1]}; "
+            "resize all, as with --set image_size=32"
         )
     size = (image_size, image_size) if image_size else next(iter(sizes))
-    mode = "L" if modes <= {"1", "L"} else "RGB"
-    _check_memory(len(paths) * size[0] * size[1] * len(mode) * 4, len(paths))
-    return size, mode
+    mode = "L" if {form.mode for form in forms.values()} <= {"1", "L"} else "RGB"
+    _check_memory(len(forms) * size[0] * size[1] * len(mode) * 4, len(forms))
+    return Form(size, mode)
 
 
 def _stacked(paths: Sequence[Path], size: tuple[int, int], mode: str) -> np.ndarray:

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from ablations.data.files import Published
-from ablations.data.folder import folder_version, read_folder
-from ablations.data.folder import tell_repairs as tell_folder_repairs
+from ablations.data.folder import folder_repairs, folder_version, read_folder
 from ablations.design import DataError
 
 ARCHIVE = Path(__file__).with_name("mnist.npz")
@@ -97,10 +96,9 @@ def version(name: str) -> str:
 
 
 @cache
-def tell_repairs(name: str, image_size: int = 0) -> None:
-    """Warn, once, of what is repaired in a folder of images."""
-    if name not in READERS and Path(name).is_dir():
-        tell_folder_repairs(Path(name), image_size)
+def repairs(name: str, image_size: int = 0) -> tuple[str, ...]:
+    """What is repaired in a folder of images, in words; what is published is used as it is."""
+    return folder_repairs(Path(name), image_size) if name not in READERS and Path(name).is_dir() else ()
 
 
 @cache

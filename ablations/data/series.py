@@ -15,7 +15,6 @@ import difflib
 import hashlib
 import io
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -113,11 +112,6 @@ def cut(data: Surveillance, lead: int, first_month: int = 7) -> Seasons:
     values = np.stack([data.values[:, i - lead : i + length] for i in whole])
     names = tuple(f"{data.dates[i].year}/{(data.dates[i].year + 1) % 100:02}" for i in whole)
     return Seasons(names, data.groups, values, lead, "week" if data.step == 7 else "day", data.repairs + said)
-
-
-def tell_repairs(data: Surveillance | Seasons) -> None:
-    for repair in data.repairs:
-        warnings.warn(repair, stacklevel=2)
 
 
 @cache

@@ -126,7 +126,7 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
         _answers(done, declaration, predictions),
         target,
         len(predictions(done["key"].iloc[0], ("label",)).get("label", ())) if len(done) else 0,
-        [*notes, *_gaps(runs, declaration, len(crossed) > 0), *_mixed(environment), *_tested(done, predictions)],
+        [*notes, *_gaps(runs, declaration, len(crossed) > 0), *_mixed(environment), *_data(done, predictions)],
     )
 
 
@@ -284,16 +284,19 @@ def _gaps(runs: pd.DataFrame, declaration: Mapping[str, Any], crossed: bool) -> 
     return notes
 
 
-def _tested(done: pd.DataFrame, predictions: Callable[..., dict[str, np.ndarray]]) -> list[str]:
-    """Which tests all runs share, where the records name them."""
-    arrays = predictions(done["key"].iloc[0], ("tested",)) if len(done) else {}
-    if "tested" not in arrays:
-        return []
-    names = listing([str(name) for name in arrays["tested"]])
-    return [
-        f"Every run is tested on the same seasons, {names}, held out whole. Seeds differ in weights and in the order "
-        "of training alone: what is sure over seeds is sure for these seasons, not yet for others."
-    ]
+def _data(done: pd.DataFrame, predictions: Callable[..., dict[str, np.ndarray]]) -> list[str]:
+    """Which tests all runs share, and what was repaired in their data, where the records tell."""
+    arrays = predictions(done["key"].iloc[0], ("tested", "repaired")) if len(done) else {}
+    notes = []
+    if "tested" in arrays:
+        notes.append(
+            f"Every run is tested on the same seasons, {listing(arrays['tested'].tolist())}, held out whole. Seeds "
+            "differ in weights and in the order of training alone: what is sure over seeds is sure for these seasons, "
+            "not yet for others."
+        )
+    if len(arrays.get("repaired", ())):
+        notes.append(f"The data were repaired before any run: {'; '.join(arrays['repaired'].tolist())}.")
+    return notes
 
 
 def _mixed(environment: Mapping[str, list[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ablations.data import series
+from ablations.data import series, tell_repairs
 from ablations.design import DataError, Expected, Factor, Hypothesis, Level, Preset, Response, Study
 from ablations.forecasting.baselines import flat_median, seasonal_naive
 from ablations.forecasting.task import SHOWN_EPIDEMICS, Forecasts, ForecastTask, Panel, Predict, Results
@@ -30,7 +30,7 @@ class SurveillanceTask(ForecastTask):
     @staticmethod
     def data_version(settings: Mapping[str, Any]) -> str:
         """A hash of the content; what was repaired or left out is told here, once, when runs are planned."""
-        series.tell_repairs(_seasons(settings))
+        tell_repairs(_seasons(settings).repairs)
         return f"1 {series.content_hash(settings['data'])}"
 
     @cached_property
@@ -68,12 +68,13 @@ class SurveillanceTask(ForecastTask):
         }
 
     def evaluate(self, predict: Predict) -> Results:
-        """Besides, the names of the test seasons, and of the season and group of each test."""
+        """Besides, the names of the test seasons, of the season and group of each test, and what was repaired."""
         responses, arrays = super().evaluate(predict)
         groups = self.seasons.groups
         tested = self.seasons.names[-self.settings["test_seasons"] :]
         each = [f"{season} {group}" if len(groups) > 1 else season for season in tested for group in groups]
-        return responses, arrays | {"tested": np.array(tested), "epidemic": np.array(each[:SHOWN_EPIDEMICS])}
+        told = {"tested": tested, "epidemic": each[:SHOWN_EPIDEMICS], "repaired": self.seasons.repairs}
+        return responses, arrays | {name: np.array(words, dtype=str) for name, words in told.items()}
 
     def _panel(self, seasons: np.ndarray) -> Panel:
         """One row per season and group (seasons, groups, steps); peaks leave room for the last forecast after them."""

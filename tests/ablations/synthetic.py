@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,12 @@ def write_run(
     details: bool = True,
     machine: int = 0,
     split: str = "",
+    repaired: Sequence[str] = (),
 ) -> Configuration:
     """One run with its planted effect; `details` adds the learning curve, the predictions and the timing.
 
-    Another `machine` has other noise and takes 0.6 times as long; another `split` is other data of the same seed.
+    Another `machine` has other noise and takes 0.6 times as long; another `split` is other data of the same seed;
+    `repaired` is what was repaired in them.
     """
     study = declaration["name"]
     config = configuration(declaration, levels, seed, preset, version)
@@ -213,6 +216,8 @@ def write_run(
     failed = status != "done"
     curve = _curve(primary, epochs, rng) if details and not failed else None
     arrays = (_forecasts if study == "epidemic" else _shifts)(primary, seed, rng) if details and not failed else None
+    if arrays is not None:
+        arrays["repaired"] = np.array(repaired, dtype=str)
     pairing = {"split": f"{seed} {split}"}
     result = Result(status, {} if failed else responses, message, pairing)
     records.save(config, result, environment=environment, curve=curve, predictions=arrays)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ablations.data import images
 from ablations.data.build_mnist import MD5, write_archive
-from ablations.data.folder import folder_version, read_folder
+from ablations.data.folder import folder_repairs, folder_version, read_folder
 from ablations.design import DataError
 
 
@@ -249,6 +249,8 @@ def test_one_image_in_colour_makes_all_three_channels(folder):
     both = np.concatenate([read_folder(folder)[part][0] for part in ("train", "test")])
     assert both.shape == (20, 3, 5, 6)
     assert [1, 2, 3] in both[:, :, 0, 0].tolist()
+    Image.new("RGBA", (6, 5), (1, 2, 3, 0)).save(folder / "cats" / "1.png")
+    assert folder_repairs(folder, 0) == ("19 of 20 images are converted to RGB, from L, RGBA",)
 
 
 def test_images_of_mixed_sizes_are_refused_with_the_way_out_and_resized_on_request(folder):
@@ -256,8 +258,7 @@ def test_images_of_mixed_sizes_are_refused_with_the_way_out_and_resized_on_reque
         Image.new("L", (9, 9), 1).save(folder / "dogs" / name)
     with pytest.raises(DataError, match=r"6 x 5 pixels and .* 9 x 9; resize all, as with --set image_size=32"):
         read_folder(folder)
-    with pytest.warns(UserWarning, match="16 of 20 images are resized to 9 x 9 pixels"):
-        images.tell_repairs(str(folder), 9)
+    assert images.repairs(str(folder), 9) == ("16 of 20 images are resized to 9 x 9 pixels",)
     found, labels = read_folder(folder, image_size=8)["train"]
     assert found.shape == (len(labels), 1, 8, 8)
 
@@ -266,11 +267,15 @@ def test_images_of_mixed_sizes_are_refused_with_the_way_out_and_resized_on_reque
     ("spoil", "message"),
     [
         (lambda f: (f / "cats" / "0.png").write_text("no image"), "0.png cannot be read as an image"),
+        (
+            lambda f: Image.new("I;16", (6, 5), 999).save(f / "cats" / "0.png"),
+            "0.png has pixels of mode I;16, which 8 bits cannot hold; save it with 8 bits a colour",
+        ),
         (lambda f: (f / "birds").mkdir(), "birds has no image for the train part"),
         (lambda f: (f / "cats").rename(f / ".cats"), "has 1 subfolders; at least two are needed"),
         (lambda f: (f / "test").mkdir(), "needs both train and test, or neither"),
     ],
-    ids=["no image", "empty class", "one class", "one part"],
+    ids=["no image", "16 bits", "empty class", "one class", "one part"],
 )
 def test_a_folder_that_cannot_serve_says_why(folder, spoil, message):
     spoil(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations.data import series
+from ablations.data import series, tell_repairs
 from ablations.design import DataError
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "epidemics"
@@ -123,7 +123,7 @@ def test_a_short_gap_is_filled_aloud(tmp_path):
     expected = (weekly()["cases"][29] + weekly()["cases"][31]) / 2
     assert data.values[0, 30] == expected
     with pytest.warns(UserWarning, match=r"missing values \(2"):
-        series.tell_repairs(data)
+        tell_repairs(data.repairs)
 
 
 def test_groups_are_cut_to_their_common_dates_aloud(tmp_path):

@@ -251,6 +251,16 @@ def test_poor_records_are_reported_plainly(tmp_path, quick_build, fill, said):
     assert all(path.exists() for path in summary.files)
 
 
+def test_what_was_repaired_in_the_data_stands_on_the_page_and_in_the_notebook(tmp_path, quick_build):
+    records = Records(tmp_path / "runs")
+    write(records, [BASE, LSTM], repaired=["flu.csv: 2 values filled", "the season of 2011 is left out"])
+    summary = quick_build(records, tmp_path / "out", "quick")
+    said = "The data were repaired before any run: flu.csv: 2 values filled; the season of 2011 is left out."
+    book = nbformat.read(tmp_path / "out" / "report.ipynb", as_version=4)
+    for text in ("\n".join(summary.lines), summary.files[0].read_text(), "\n".join(cell.source for cell in book.cells)):
+        assert said in text
+
+
 def test_diverged_level_is_named_and_gets_no_verdict_from_its_numbers(tmp_path, quick_build):
     records = Records(tmp_path / "runs")
     write(records, [BASE])

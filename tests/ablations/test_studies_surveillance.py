@@ -92,6 +92,18 @@ def test_forecasts_are_compared_with_the_last_season_and_the_flat_median_of_the_
     assert len(arrays["epidemic"]) == len(arrays["truth"])
 
 
+def test_every_run_keeps_what_was_repaired_in_its_data(tmp_path):
+    gap = file_of_the_simulated(tmp_path, lambda table: table[table["day"] != "2003-02-03"])
+    drawn = task(**gap)
+    _, arrays = drawn.evaluate(torch.no_grad()(drawn.model()))
+    filled, left_out = arrays["repaired"].tolist()
+    assert "missing values (4, the first of 2003-02-03) filled by interpolation" in filled
+    assert left_out.startswith("seasons from 2012-07-02 are left out")
+    with pytest.warns(UserWarning, match="filled|left out") as told:
+        SurveillanceTask.data_version(drawn.settings)
+    assert [str(warning.message) for warning in told] == [filled, left_out]
+
+
 def test_peaks_leave_room_for_history_and_horizon():
     drawn = task()
     for part in (drawn.train, drawn.validation, drawn.test):

@@ -112,6 +112,7 @@ def test_arrays_are_what_the_figures_need():
     _, arrays = task.evaluate(labels_of(task))
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
         "data": ((), "<U5"),
+        "repaired": ((0,), "<U1"),
         "label": ((500,), "uint8"),
         "predicted": ((500,), "uint8"),
         "shift_pixels": ((7,), "int8"),
