@@ -7,7 +7,7 @@ import torch
 from ablations import studies
 from ablations.classification import SHIFTS, ImageTask
 from ablations.data.augmentation import shift
-from ablations.data.images import load
+from ablations.data.images import FASHION_MNIST, load
 from ablations.design import choose_levels, listed, one_factor_at_a_time
 from ablations.plan import plan_study
 from ablations.records import Records
@@ -216,3 +216,18 @@ def test_the_presets_of_known_answers_train_these_networks_alone(tmp_path):
         assert len(plan_study(COMPACT, preset, [f"network={name}"], None, Records(tmp_path), workers=1).runs) == 2
         runs = plan_study(COMPACT, preset, [], None, Records(tmp_path), workers=1).runs
         assert [dict(condition.levels)["network"] for condition in runs] == ["2k", name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "network", "accuracy"), [("mnist", "2k", 0.988), ("mnist", "8k", 0.993), ("fashion", "100k", 0.92)]
+)
+def test_named_networks_read_as_many_test_images_as_is_said_of_them(tmp_path, preset, network, accuracy):
+    if preset == "fashion" and not any(folder.is_dir() for folder in FASHION_MNIST.folders):
+        pytest.skip("Fashion-MNIST is not on this machine")
+    records = Records(tmp_path)
+    (job,) = plan_study(COMPACT, preset, [f"network={network}"], 1, records, workers=1, design="list").jobs[-1:]
+    train(job.configurations, job.task, records)
+    table = records.table()
+    assert table["network"].tolist() == [network]
+    assert table["accuracy"].iloc[0] >= accuracy

@@ -446,6 +446,25 @@ def test_the_place_of_the_reset_changes_the_function_and_without_reset_it_does_n
     torch.testing.assert_close(ops.gru(**open_gate)[0], ops.gru(**open_gate, reset="before")[0])
 
 
+def test_the_gru_of_lectures_resets_before_the_product_and_turns_the_sign_of_z(generator):
+    """h = (1 - z) h + z n, with n = tanh(W x + U (r h)), as in Cho et al. (2014) and most lectures."""
+    tensors = Sequence("gru").tensors(generator)
+    hidden = tensors["h0"].shape[-1]
+    turned = {
+        name: torch.cat([t[:hidden], -t[hidden : 2 * hidden], t[2 * hidden :]]) if name[:2] in ("w_", "b_") else t
+        for name, t in tensors.items()
+    }
+    w, u, b = tensors["w_ih"], tensors["w_hh"], tensors["b_ih"] + tensors["b_hh"]
+    h, states = tensors["h0"], []
+    for x in tensors["x"]:
+        gates = x @ w[: 2 * hidden].T + h @ u[: 2 * hidden].T + b[: 2 * hidden]
+        r, z = gates.sigmoid().chunk(2, dim=-1)
+        n = torch.tanh(x @ w[2 * hidden :].T + (r * h) @ u[2 * hidden :].T + b[2 * hidden :])
+        h = (1 - z) * h + z * n
+        states.append(h)
+    torch.testing.assert_close(ops.gru(**turned, reset="before")[0], torch.stack(states))
+
+
 @pytest.mark.parametrize("leak", [0.0, -0.5, 1.5, float("nan")])
 def test_a_leak_outside_its_range_is_named(leak, generator):
     with pytest.raises(ValueError, match=r"leak must lie in \(0, 1\], got"):

@@ -63,6 +63,22 @@ def test_a_linear_network_of_scaled_rotations_shrinks_the_gradient_by_its_scale(
 
 
 @pytest.mark.parametrize("backend", ["auto", "native"])
+def test_with_frozen_gates_the_gradient_of_the_cell_is_the_product_of_the_forget_gates(backend, generator):
+    """Without recurrent weights the gates depend on the input alone."""
+    tensors = Sequence("lstm", steps=12, batch=1, hidden=1).tensors(generator)
+    tensors["w_hh"].zero_()
+    tensors["c0"].requires_grad_()
+    with recurve.backend(backend), recurve.nn.probe() as record:
+        _, _, last = ops.lstm(**tensors)
+        last.sum().backward()
+    weights, bias = tensors["w_ih"][1], tensors["b_ih"][1] + tensors["b_hh"][1]
+    forget = torch.sigmoid(tensors["x"][:, 0] @ weights + bias)  # (T,)
+    after = forget.flip(0).cumprod(0).flip(0)
+    torch.testing.assert_close(tensors["c0"].grad.squeeze(), after[0])
+    torch.testing.assert_close(record.calls[0].dc_norms, torch.cat([after[1:], torch.ones(1, dtype=after.dtype)]))
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
 def test_open_and_half_open_gates_are_told_apart(backend):
     module = recurve.nn.LSTM(2, 5)
     with torch.no_grad():
