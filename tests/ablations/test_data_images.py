@@ -1,13 +1,10 @@
 """Claims on the images: those published are read as published, others are read as they are or refused with a reason."""
 
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import struct
 import tarfile
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -108,31 +105,16 @@ def fashion_files():
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A publisher on this machine, with an empty cache and no data of the system's."""
-    files, served = fashion_files(), tmp_path / "served"
-    served.mkdir()
+def published(publisher):
+    """A tiny data set at the publisher's, and its files."""
+    files, (served, url) = fashion_files(), publisher
     packed = {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
     for name, content in packed.items():
         (served / name).write_bytes(content)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("RECURVE_DATA", str(tmp_path / "own"))
-    yield (
-        replace(
-            images.FASHION_MNIST,
-            name="tiny",
-            contents={name: hashlib.md5(content).hexdigest() for name, content in files.items()},
-            downloads={name: hashlib.md5(content).hexdigest() for name, content in packed.items()},
-            url=f"http://127.0.0.1:{server.server_port}/",
-        ),
-        files,
-    )
-    server.shutdown()
-    server.server_close()
+    sums = [
+        {name: hashlib.md5(content).hexdigest() for name, content in of_files.items()} for of_files in (files, packed)
+    ]
+    return replace(images.FASHION_MNIST, name="tiny", contents=sums[0], downloads=sums[1], url=url), files
 
 
 def test_published_files_are_downloaded_once_and_kept(published, tmp_path):
@@ -169,6 +151,18 @@ def test_a_failed_or_forged_download_says_where_the_files_may_be_put(published, 
     for name in ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"):
         with pytest.raises(DataError, match=r"own/tiny, .*install the Debian package dataset-fashion-mnist"):
             replace(source, url=source.url if "train" in name else "http://127.0.0.1:1/").read(name)
+
+
+def test_a_forged_download_leaves_nothing_behind_that_a_later_one_would_find(published, tmp_path):
+    source, files = published
+    path = tmp_path / "served" / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b""):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="hash of downloaded file"):
+            source.read("train-images-idx3-ubyte")
+    path.write_bytes(whole)
+    assert source.read("train-images-idx3-ubyte") == files["train-images-idx3-ubyte"]
 
 
 @pytest.mark.skipif(

@@ -1,7 +1,9 @@
 """Claims on surveillance data: layouts are read, seasons are whole, bad files are refused, repairs are told."""
 
+import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,23 @@ def test_the_layout_of_grippeweb_is_known(tmp_path):
     assert data.groups == ("Bundesweit, 00+", "Osten, 00+")
     assert data.values.tolist() == [[100, 200, 300]] * 2
     assert [str(date.date()) for date in data.dates] == ["2020-12-21", "2020-12-28", "2021-01-04"]
+
+
+def test_grippeweb_by_name_is_downloaded_once_with_its_checksum(publisher, monkeypatch):
+    (served, url), name = publisher, "GrippeWeb_Daten_des_Wochenberichts.tsv"
+    content = b"Erkrankung\tAltersgruppe\tRegion\tKalenderwoche\tInzidenz\nILI\t00+\tOsten\t2021-W01\t3.5\n"
+    content += content.splitlines()[-1].replace(b"W01", b"W02") + b"\n"
+    sums = {name: hashlib.md5(content).hexdigest()}
+    source = replace(series.GRIPPEWEB, contents=sums, downloads=sums, url=url)
+    monkeypatch.setattr(series, "GRIPPEWEB", source)
+    (served / name).write_bytes(content + b"forged")
+    with pytest.raises(DataError, match=f"{name} be downloaded .*hash of downloaded file"):
+        series.load("grippeweb")
+    (served / name).write_bytes(content)
+    assert series.load("grippeweb").values.tolist() == [[3.5, 3.5]]
+    monkeypatch.setattr(series, "GRIPPEWEB", replace(source, url="http://127.0.0.1:1/"))
+    series._parsed.cache_clear()
+    assert series.load("grippeweb").groups == ("Osten, 00+",)
 
 
 def test_the_layouts_of_ilinet_are_known(tmp_path):
