@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from ablations.timing import Cost
 
 ENSEMBLE_LIMIT = 32  # runs trained together at most, even where memory allows more: a crash costs no more than these
-MEASURED_TOGETHER = 8  # runs at most: enough to cost about as much each as in a full ensemble
+MEASURED_TOGETHER = 8  # runs of a condition at most: enough to cost about as much each as in a full ensemble
+MEASURED = 200  # runs at most of all conditions, but one of each
 # Settings that training keeps apart for each model, whatever the task.
 PER_MODEL = frozenset({"learning_rate", "rate_scale", "clip"})
 
@@ -72,10 +73,11 @@ class Plan:
         that would not fit into memory beside those of the other workers, or into a GPU alone, are divided.
         """
         on_gpu = devices.name() == "cuda"
+        together = max(min(MEASURED_TOGETHER, MEASURED // len(self.runs)), 1)
         costs: dict[Condition, Cost | None] = {}
         with Apart() as process:
             for condition, runs in self.runs.items():
-                sample = (self.to_do[condition] or runs[:1])[:MEASURED_TOGETHER]
+                sample = (self.to_do[condition] or runs[:1])[:together]
                 costs[condition] = _measure(sample, self.study, label(self.study, condition), process)
         if not any(costs.values()):
             return replace(self, costs=costs)

@@ -133,6 +133,15 @@ def test_a_measured_plan_prices_every_job(records):
     assert wall_seconds(jobs, workers=2) == max(job.seconds for job in jobs)
 
 
+@pytest.mark.parametrize(("most", "each"), [(200, 3), (6, 2), (1, 1)])
+def test_the_more_conditions_the_fewer_runs_of_each_are_measured(records, monkeypatch, most, each):
+    measured = []
+    monkeypatch.setattr("ablations.plan.MEASURED", most)
+    monkeypatch.setattr("ablations.plan._measure", lambda sample, *_: measured.append(len(sample)))
+    plan_study(STUDY, "quick", [], None, records, workers=1).measured(workers=1)
+    assert measured == [each] * 3
+
+
 def test_a_condition_that_cannot_be_measured_is_still_planned(records):
     with pytest.warns(UserWarning, match="trouble=raises is planned without .* planted failure of seed 1"):
         plan = plan_study(STUDY, "smoke", ["trouble=raises"], 2, records, workers=1).measured(1)
