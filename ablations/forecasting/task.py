@@ -298,7 +298,7 @@ class ForecastTask:
                 forecast = with_intervals(forecast, in_validation[name], came, self.floor, self.most)
             measured, shown = self.measure(forecast, self.test)
             responses |= {f"{name}_{response}": measured[response] for response in COMPARED}
-            for array in ("wis_by_ahead", "peak_day_error_by_origin"):
+            for array in ("wis_by_ahead", "peak_day_error_by_origin", "peak_height_error_by_origin"):
                 arrays[f"{array}_{name}"] = shown[array]
         return responses, arrays
 

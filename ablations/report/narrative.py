@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -220,9 +221,11 @@ def _design(evidence: Evidence) -> list[str]:
     if not len(evidence.effects):
         return []
     if not evidence.crossed:
+        pairs = ["ablate", "run", evidence.study, "--preset", evidence.preset, "--design", "pairs"]
         return [
             "One factor was changed at a time. Such a design cannot see interactions: what two changes do together may "
-            "differ from the sum of what each does alone."
+            f"differ from the sum of what each does alone. `{shlex.join(pairs)}` adds the runs that show it, of the "
+            "three factors that move most; or name two factors with their levels and `--design factorial`."
         ]
     response, found = evidence.primary, evidence.interactions
     labels = {f["name"]: in_sentence(f["label"]) for f in evidence.declaration["factors"]}

@@ -368,7 +368,7 @@ _SETTINGS = {
     "batch_size": 64,
 }
 
-FIGURES = ("shift_accuracy", "shift_maps", "augmentations", "kernels", "confusion")
+FIGURES = ("shift_accuracy", "shift_maps", "equivariance", "augmentations", "kernels", "confusion")
 _QUICK_LEVELS = {
     "augmentation": ("shift-3", "rotate-15", "flip-0.5", "erase-8", "noise-0.2"),
     "width": ("4",),

@@ -21,6 +21,8 @@ def arrays(seed):
         "before_peak": np.arange(-21, 0),
         "peak_day_error_by_origin": np.linspace(9, 1, 21) + seed,
         "peak_day_error_by_origin_oracle": np.zeros(21),
+        "peak_height_error_by_origin": np.linspace(0.9, 0.1, 21),
+        "peak_height_error_by_origin_oracle": np.zeros(21),
         "wis_by_ahead": course * (1 + seed),
         "wis_by_ahead_persistence": 2 * course * (1 + seed),
         "wis_by_ahead_oracle": 0.2 * course * (1 + seed),
@@ -61,10 +63,11 @@ def evidence():
 
 
 def test_errors_by_origin_are_those_of_the_records_with_days_counted_back_from_the_peak(evidence):
-    table = figures.origin_table(evidence).set_index(["series", "seed", "days before the peak"])["y"]
-    assert table[epidemics.NETWORK, 2, 21] == 11
-    assert table[epidemics.NETWORK, 0, 1] == 1
-    assert (table["oracle: true rates"] == 0).all()
+    table = figures.origin_table(evidence).set_index(["of", "series", "seed", "days before the peak"])["y"]
+    assert table["time", epidemics.NETWORK, 2, 21] == 11
+    assert table["time", epidemics.NETWORK, 0, 1] == 1
+    assert table["height", epidemics.NETWORK, 0, 21] == 90
+    assert (table.xs("oracle: true rates", level="series") == 0).all()
 
 
 def test_scores_by_horizon_are_over_those_of_persistence_of_the_same_seed(evidence):
@@ -86,10 +89,10 @@ def test_every_figure_of_the_study_is_drawn_and_its_code_gives_the_same(evidence
         drawing = STUDY_FIGURES[name](evidence)
         assert drawing.name == f"epidemic_{name}"
         again = eval(drawing.code, {"figures": figures, "evidence": evidence})
-        (axes,), (same,) = drawing.figure.axes, again.axes
-        assert axes.get_ylabel()
-        for one, other in zip(axes.lines, same.lines, strict=True):
-            np.testing.assert_array_equal(one.get_ydata(), other.get_ydata())
+        for axes, same in zip(drawing.figure.axes, again.axes, strict=True):
+            assert axes.get_ylabel()
+            for one, other in zip(axes.lines, same.lines, strict=True):
+                np.testing.assert_array_equal(one.get_ydata(), other.get_ydata())
 
 
 def test_the_coverage_of_honest_intervals_would_lie_on_the_diagonal(evidence):

@@ -26,6 +26,7 @@ def arrays_of(augmentation, kernel_size, first_layer, seed):
         "predicted": np.array([0, 2 if seed else 0, 1, 1], np.uint8),
         "shift_pixels": PIXELS,
         "shift_map": 0.9 - drop * np.abs(PIXELS[:, None] / 2) - 0.01 * seed * np.ones((3, 3)),
+        "equivariance_errors": np.array([0.1, 0.2 + 0.02 * seed]),
         "first_kernels": gabor_bank(8, 2, side).astype(np.float32),
         "augmented": images,
     }
@@ -46,7 +47,7 @@ def evidence():
     return Evidence("own", "quick", declaration, runs, pd.DataFrame(), pd.DataFrame(), lambda key, names: left[key], {})
 
 
-@pytest.mark.parametrize("name", ["shift_maps", "augmentations", "kernels", "confusion"])
+@pytest.mark.parametrize("name", ["shift_maps", "equivariance", "augmentations", "kernels", "confusion"])
 def test_figures_are_drawn_and_their_code_draws_them_again(evidence, name):
     drawing = STUDY_FIGURES[name](evidence)
     assert drawing.figure.axes
@@ -54,7 +55,13 @@ def test_figures_are_drawn_and_their_code_draws_them_again(evidence, name):
     assert len(again.axes) == len(drawing.figure.axes)
 
 
-@pytest.mark.parametrize("name", ["shift_maps", "augmentations", "kernels", "confusion"])
+def test_equivariance_errors_are_told_by_layer(evidence):
+    table = figures.equivariance_table(evidence)
+    assert len(table) == 2 * len(evidence.done)
+    assert table.groupby("layer")["error"].mean().tolist() == pytest.approx([0.1, 0.21])
+
+
+@pytest.mark.parametrize("name", ["shift_maps", "equivariance", "augmentations", "kernels", "confusion"])
 def test_runs_that_left_nothing_are_not_drawn(evidence, name):
     bare = Evidence(**{**vars(evidence), "predictions": lambda key, names: {}})
     assert STUDY_FIGURES[name](bare) is None

@@ -20,6 +20,7 @@ from ablations.report.figures.epidemics import (
 from ablations.report.figures.images import (
     draw_augmentations,
     draw_confusion,
+    draw_equivariance,
     draw_kernels,
     draw_shift_maps,
     published_points,
@@ -42,6 +43,7 @@ STUDY_FIGURES: dict[str, Callable[[Evidence], Drawing | None]] = {
     "score_by_horizon": draw_score_by_horizon,
     "shift_accuracy": draw_shift_accuracy,
     "shift_maps": draw_shift_maps,
+    "equivariance": draw_equivariance,
     "augmentations": draw_augmentations,
     "kernels": draw_kernels,
     "confusion": draw_confusion,

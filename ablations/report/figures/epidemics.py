@@ -33,14 +33,18 @@ COMPARTMENTS = {"susceptible": PALETTE[0], "infectious": PALETTE[1], "recovered"
 
 @themed
 def peak_by_origin(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
-    """Error of the forecast peak day against the day of the forecast; `table` is that of `origin_table`."""
-    figure, axes = _single()
-    _lines(axes, table, BEFORE)
-    axes.invert_xaxis()
+    """Errors of the forecast peak against the day of the forecast; `table` is that of `origin_table`."""
     step = str(table["step"].iloc[0])
-    axes.set_xlabel(f"{step.capitalize()}s before the peak")
-    axes.set_ylabel(f"Error of the peak {step} ({step}s)")
-    axes.set_ylim(bottom=0)
+    labels = {"time": f"Error of the peak {step} ({step}s)", "height": "Error of the peak's height (%)"}
+    figure = Figure(figsize=(WIDTH, 3.4))
+    panels = figure.subplots(1, len(labels))
+    for axes, (of, label) in zip(panels, labels.items(), strict=True):
+        _lines(axes, table[table["of"] == of], BEFORE)
+        axes.invert_xaxis()
+        axes.set_xlabel(f"{step.capitalize()}s before the peak")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=1.6)
     return figure
 
 
@@ -49,6 +53,7 @@ def score_by_horizon(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Fig
     """Weighted interval score against days ahead, over that of persistence; `table` is that of `horizon_table`."""
     figure, axes = _single()
     _lines(axes, table, "days ahead")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.6)
     axes.axhline(1, color=MUTED, lw=1, ls=":")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -107,11 +112,15 @@ def compartments(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
 
 
 def origin_table(evidence: Evidence) -> pd.DataFrame:
-    """Of the baseline's runs and of forecasts without a network: series, seed, days before the peak, y, and step.
+    """Of the baseline's runs and of forecasts without a network: series, seed, days before the peak, y, step, and of.
 
-    Days are the steps of the series, `day` or `week`.
+    y is the error `of` the peak's "time", in steps of the series (`day` or `week`), or of its "height", in per cent.
     """
-    return _courses(evidence, "peak_day_error_by_origin", BEFORE)
+    frames = []
+    for of, array, by in (("time", "peak_day_error_by_origin", 1), ("height", "peak_height_error_by_origin", 100)):
+        if len(courses := _courses(evidence, array, BEFORE)):
+            frames.append(courses.assign(y=by * courses["y"], of=of))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def horizon_table(evidence: Evidence) -> pd.DataFrame:
@@ -163,10 +172,10 @@ def draw_peak_by_origin(evidence: Evidence) -> Drawing | None:
         "peak_by_origin",
         origin_table(evidence),
         "How early the peak can be told",
-        "Mean error of when the peak is forecast, by when the forecast is made, of the baseline network and of "
-        f"forecasts without one, over {evidence.seeds} with 95 % t interval. Whoever does not know the rates "
+        "Mean error of the forecast peak's time and height, by when the forecast is made, of the baseline network and "
+        f"of forecasts without one, over {evidence.seeds} with 95 % t interval. Whoever does not know the rates "
         "cannot tell the peak far ahead, however clean the data.",
-        "Lines of the error of the peak's time that fall towards the peak.",
+        "Lines of the errors of the peak's time and height that fall towards the peak.",
     )
 
 
@@ -254,7 +263,6 @@ def _lines(axes: Axes, table: pd.DataFrame, x: str) -> None:
         axes.plot(band.index, band["mean"], color=colours[name], lw=2.4 if name == NETWORK else 1.4, marker=marker,
                   ms=3.5, markevery=3, label=name)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.6)
 
 
 def _baseline_arrays(evidence: Evidence, *names: str) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:

@@ -14,6 +14,7 @@ import seaborn as sns
 
 from ablations.gabor import fit_gabor
 from ablations.report.evidence import Evidence
+from ablations.report.figures.learning import lines_by_factor
 from ablations.report.figures.theme import GRID, MUTED, WIDTH, Drawing, Figure, present_levels, themed, wrapped
 from ablations.report.numbers import in_sentence
 from ablations.report.published import published
@@ -53,6 +54,13 @@ def shift_maps(table: pd.DataFrame, declaration: Mapping[str, Any], factor: str)
     figure.supxlabel("Pixels to the right", fontsize=9.5)
     figure.supylabel("Pixels down", fontsize=9.5)
     return figure
+
+
+@themed
+def equivariance(table: pd.DataFrame, declaration: Mapping[str, Any]) -> Figure:
+    """Equivariance error of each layer, a line per level; `table` is that of `equivariance_table`."""
+    data = one_factor_runs(table, declaration)
+    return lines_by_factor(data.assign(y=100 * data["error"]), declaration, "layer", "Layer", "Equivariance error (%)")
 
 
 @themed
@@ -125,6 +133,18 @@ def shift_map_table(evidence: Evidence) -> pd.DataFrame:
     return pd.concat(frames).merge(evidence.done.drop(columns="accuracy", errors="ignore"), on="key")
 
 
+def equivariance_table(evidence: Evidence) -> pd.DataFrame:
+    """Equivariance error by layer of every done run, with the columns of `runs`."""
+    errors = {
+        key: evidence.predictions(key, ("equivariance_errors",)).get("equivariance_errors", np.empty(0))
+        for key in one_factor_runs(evidence.done, evidence.declaration)["key"].unique()
+    }
+    rows = [(key, 1 + layer, float(error)) for key, of_run in errors.items() for layer, error in enumerate(of_run)]
+    return pd.DataFrame(rows, columns=["key", "layer", "error"]).merge(
+        evidence.done.drop(columns="error", errors="ignore"), on="key"
+    )
+
+
 def most_moving(table: pd.DataFrame, evidence: Evidence) -> str:
     """The factor whose levels differ most in mean accuracy under shifts."""
     data = one_factor_runs(table, evidence.declaration)
@@ -194,6 +214,22 @@ def draw_shift_maps(evidence: Evidence) -> Drawing | None:
         f"Heat maps of test accuracy over shifts in two directions, one per level of {in_sentence(label)}.",
         partial(shift_maps, table, evidence.declaration, factor),
         f"figures.shift_maps(figures.shift_map_table(evidence), evidence.declaration, {factor!r})",
+    )
+
+
+def draw_equivariance(evidence: Evidence) -> Drawing | None:
+    """The figure `equivariance`, if runs left the errors of their layers."""
+    table = equivariance_table(evidence)
+    if table.empty:
+        return None
+    return Drawing(
+        f"{evidence.study}_equivariance",
+        "Do maps move with the image?",
+        "How far each layer's maps are from moving with an image that is rolled by 3 pixels, over their spread: mean "
+        f"over {evidence.seeds} with 95 % t interval. At 0 they only move; what pooling skips and edges cut off adds.",
+        "Lines of the equivariance error over layers, one panel per factor, a line per level.",
+        partial(equivariance, table, evidence.declaration),
+        "figures.equivariance(figures.equivariance_table(evidence), evidence.declaration)",
     )
 
 

@@ -27,6 +27,7 @@ from ablations.report.numbers import heading
 from ablations.statistics import ALPHA, one_factor_runs, share_reached
 
 MOST_IN_A_COLUMN = 5  # levels of a legend
+FEW_PLACES = 3  # of a line, that are dots too: a single one is nothing else
 WIDE = 10  # from the smallest to the largest mean: beyond, an axis is logarithmic
 
 
@@ -144,7 +145,8 @@ def lines_by_factor(
                 line = mean_band(mine, x)
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
-            axes.plot(line.index, line["mean"], color=colours[name], ls=styles[name], lw=1.8, label=name)
+            dot = "o" if len(line) <= FEW_PLACES else ""
+            axes.plot(line.index, line["mean"], dot, color=colours[name], ls=styles[name], lw=1.8, ms=4, label=name)
         axes.set_title(wrapped(heading(factor["label"]), 44 if columns_of(len(factors)) < 3 else 24))
         legend_of_levels(axes)
     if logarithmic and limit == 0:
