@@ -52,7 +52,7 @@ def daily_map(rates: Rates, days: int) -> Course:
     for _ in range(days - 1):
         state = state + _daily_change(state, rates)
         states.append(state)
-    return Course(*np.stack(states, axis=-1))
+    return Course(*np.moveaxis(np.array(states), 0, -1))  # to copy them into another order would take as long again
 
 
 def ode(rates: Rates, days: int) -> Course:
