@@ -10,7 +10,7 @@ import torch
 
 from ablations.data import tell_repairs
 from ablations.data.augmentation import augmentation, shift
-from ablations.data.images import held_out, load, repairs, split, version
+from ablations.data.images import held_out, load, parts, repairs, version
 from ablations.design import Predictor, Response
 from ablations.models import ConvNet, Style
 
@@ -45,9 +45,8 @@ class ImageTask:
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
         self.settings = settings
         data, size = settings["data"], settings["image_size"]
-        training = load(data, "train", size)
-        self.classes = int(training.labels.max()) + 1
-        train, self.validation = split(training, settings["validation_images"], settings["train_images"], seed)
+        self.classes = int(load(data, "train", size).labels.max()) + 1
+        train, self.validation = parts(data, size, settings["validation_images"], settings["train_images"], seed)
         self.test = held_out(data, settings["test_images"], size)
         self.train_inputs, self.train_targets = train.images, train.labels
         self.split = (train.labels, self.validation.labels, self.test.labels)

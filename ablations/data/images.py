@@ -12,7 +12,7 @@ import io
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,12 @@ def held_out(name: str, count: int, image_size: int = 0) -> Images:
     if count > len(test):
         raise DataError(f"{count} test images were asked of the {len(test)} of {name}; ask for fewer")
     return test[:count].scaled()
+
+
+@lru_cache(maxsize=1)
+def parts(name: str, image_size: int, validation: int, train: int, seed: int) -> tuple[Images, Images]:
+    """`split` of a data set's training part; one copy serves all conditions of a seed that come one after the other."""
+    return split(load(name, "train", image_size), validation, train, seed)
 
 
 def split(images: Images, validation: int, train: int, seed: int) -> tuple[Images, Images]:
