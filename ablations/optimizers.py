@@ -11,107 +11,64 @@ import torch
 WARM_UP = 0.2  # of a "one-cycle" schedule's steps
 
 
-class Optimizer:
-    """Keeps `slots` tensors beside every parameter and moves it by `update`. A step consumes the gradients.
+WEIGHT_DECAY = 0.05  # of "adamw"
+OF_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {  # of a model by itself
+    "adam": torch.optim.Adam,
+    "adamw": partial(torch.optim.AdamW, weight_decay=WEIGHT_DECAY),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+DECAYS = {"adamw": WEIGHT_DECAY}  # decoupled from the gradient (Loshchilov & Hutter 2019)
 
-    `scales` (steps,) are what each step multiplies the learning rates by; steps after the last keep its scale. All that
-    changes from step to step lies in tensors, so that a step can be recorded and replayed.
+
+class Optimizer:
+    """One of torch's optimizers over stacked parameters, with a learning rate for each model; steps use gradients up.
+
+    Torch's fused kernel moves tensors that are zero, at a rate of one; times each model's rate, that is how its
+    parameters move. Decoupled weight decay, of nothing there, is done here. All that changes from step to step lies in
+    tensors, so that a step can be recorded and replayed.
+
+    Args:
+        name: "adam" (Kingma & Ba 2015), "adamw" with a weight decay of 0.05, or "sgd" with Nesterov's momentum of 0.9.
+        parameters: of E models each, (E, ...).
+        learning_rates: (E,).
+        scales: (steps,), what each step multiplies the rates by; steps after the last keep its scale.
+
+    Raises:
+        ValueError: there is no optimizer of that name.
     """
 
-    slots = 0
-
     def __init__(
-        self, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor, scales: torch.Tensor | None = None
+        self,
+        name: str,
+        parameters: Sequence[torch.Tensor],
+        learning_rates: torch.Tensor,
+        scales: torch.Tensor | None = None,
     ) -> None:
-        self._kept = [
-            (p, [torch.zeros_like(p) for _ in range(self.slots)], beside(learning_rates, p).to(p)) for p in parameters
-        ]
-        where = self._kept[0][0].device
+        if name not in OF_TORCH:
+            raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OF_TORCH)}")
+        where = parameters[0].device
+        self._moved = [(p, torch.zeros_like(p), beside(learning_rates, p).to(p)) for p in parameters]
+        options = {"capturable": where.type == "cuda"} if name != "sgd" else {}
+        self._of_torch = OF_TORCH[name]([move for _, move, _ in self._moved], lr=1.0, fused=True, **options)
+        self._decay = DECAYS.get(name, 0.0)
         self._scales = (torch.ones(1, dtype=torch.float64) if scales is None else scales).to(where)
         self._steps = torch.zeros((), dtype=torch.int64, device=where)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move all parameters."""
+        """Move all parameters that have a gradient."""
         scale = self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
         self._steps.add_(1)
-        self.begin()
-        for parameter, kept, rate in self._kept:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                self.update(parameter, gradient, kept, rate * scale)
-
-    def begin(self) -> None:
-        """Compute what the updates of one step share."""
-
-    def update(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
-    ) -> None:
-        raise NotImplementedError
-
-
-class Adam(Optimizer):
-    """`torch.optim.Adam` (Kingma & Ba 2015) with its defaults, in the order of its section 2 that corrects the rate."""
-
-    slots = 2
-    MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
-
-    def begin(self) -> None:
-        mean_share, square_share = (1 - decay ** self._steps.double() for decay in (self.MEAN_DECAY, self.SQUARE_DECAY))
-        root_share = square_share.sqrt()
-        self._epsilon = self.EPSILON * root_share
-        self._correction = root_share / mean_share
-
-    def update(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
-    ) -> None:
-        mean, square = kept
-        mean.lerp_(gradient, 1 - self.MEAN_DECAY)
-        square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-        parameter.addcdiv_(mean * (rate * self._correction), square.sqrt().add_(self._epsilon), value=-1)
-
-
-class AdamW(Adam):
-    """`torch.optim.AdamW` (Loshchilov & Hutter 2019) with a weight decay of 0.05."""
-
-    WEIGHT_DECAY = 0.05
-
-    def update(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
-    ) -> None:
-        parameter.mul_(1 - rate * self.WEIGHT_DECAY)
-        super().update(parameter, gradient, kept, rate)
-
-
-class Sgd(Optimizer):
-    """`torch.optim.SGD` with Nesterov's momentum of 0.9."""
-
-    slots = 1
-    MOMENTUM = 0.9
-
-    def update(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, kept: list[torch.Tensor], rate: torch.Tensor
-    ) -> None:
-        (velocity,) = kept
-        velocity.mul_(self.MOMENTUM).add_(gradient)
-        parameter.sub_((gradient + self.MOMENTUM * velocity) * rate)
-
-
-OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": Sgd}
-OF_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {  # the same for a model by itself
-    "adam": torch.optim.Adam,
-    "adamw": partial(torch.optim.AdamW, weight_decay=AdamW.WEIGHT_DECAY),
-    "sgd": partial(torch.optim.SGD, momentum=Sgd.MOMENTUM, nesterov=True),
-}
-
-
-def optimizer(
-    name: str, parameters: Sequence[torch.Tensor], learning_rates: torch.Tensor, scales: torch.Tensor | None = None
-) -> Optimizer:
-    """The optimizer called so, with learning rates (E,); `ValueError` lists those there are."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](parameters, learning_rates, scales)
+        moved = [each for each in self._moved if each[0].grad is not None]
+        for parameter, move, _ in moved:
+            move.grad, parameter.grad = parameter.grad, None
+            move.zero_()
+        self._of_torch.step()
+        for parameter, move, rate in moved:
+            move.grad = None
+            if self._decay:
+                parameter.mul_(1 - rate * scale * self._decay)
+            parameter.addcmul_(move, rate * scale)
 
 
 def _one_cycle(progress: float) -> float:

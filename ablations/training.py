@@ -30,7 +30,7 @@ from ablations.design import Task
 from ablations.devices import device
 from ablations.graphs import Replayed, Work
 from ablations.models import Dropout
-from ablations.optimizers import Average, beside, optimizer, schedule
+from ablations.optimizers import Average, Optimizer, beside, schedule
 from ablations.records import PROBE_SECONDS, Configuration, Records, Result, Status
 
 CONVERGED_WITHIN = 0.05  # of the lowest validation loss, relative
@@ -75,6 +75,8 @@ class Ensemble:
         for task, configuration in zip(self.tasks, configurations, strict=True):
             models.append(fresh_model(task, configuration.seed))
         self._model = models[0]
+        for layers in zip(*map(_dropouts, models), strict=True):
+            layers[0].drops = any(layer.drops for layer in layers)
         names = list(self._model.named_parameters(remove_duplicate=False))
         self._tied = len(names) > len(list(self._model.parameters()))  # asked once: it takes a tenth of a small step
         self._order = [stream(c.seed, "order") for c in configurations]
@@ -85,7 +87,7 @@ class Ensemble:
         rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
         scales = schedule(self.settings.get("schedule", "constant"), self.settings["epochs"] * self.steps_per_epoch)
         name = self.settings.get("optimizer", "adam")
-        self._optimizer = optimizer(name, list(self._parameters.values()), rates, scales)
+        self._optimizer = Optimizer(name, list(self._parameters.values()), rates, scales)
         self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
         self._clip = _per_model(configurations, "clip", absent=math.inf)
         self._clips = bool(self._clip.isfinite().any())
@@ -241,9 +243,13 @@ def fresh_model(task: Task, seed: int) -> torch.nn.Module:
     """The run's model before its first step."""
     torch.default_generator.manual_seed(_derived_seed(seed, "weights"))  # torch.manual_seed takes longer than a model
     model = task.model()
-    for place, module in enumerate(module for module in model.modules() if isinstance(module, Dropout)):
-        module.stream.fill_(_derived_seed(seed, f"dropout {place}"))
+    for place, layer in enumerate(_dropouts(model)):
+        layer.stream.fill_(_derived_seed(seed, f"dropout {place}"))
     return model
+
+
+def _dropouts(model: torch.nn.Module) -> list[Dropout]:
+    return [module for module in model.modules() if isinstance(module, Dropout)]
 
 
 @one_thread()

@@ -198,6 +198,7 @@ def test_dropout_in_an_ensemble_is_each_models_own():
     layers = [Dropout(probability) for probability in (0.0, 0.5, 0.5)]
     for stream, layer in enumerate(layers):
         layer.stream.fill_(stream)
+    layers[0].drops = True  # it stands for all
     _, buffers = stack_module_state(layers)
     inputs = torch.randn(3, 40, 8)
     outputs = torch.vmap(lambda b, x: functional_call(layers[0], b, (x,)))(buffers, inputs)

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from ablations.optimizers import OF_TORCH, OPTIMIZERS, Average, optimizer, schedule
+from ablations.optimizers import OF_TORCH, Average, Optimizer, schedule
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", OF_TORCH)
 def test_an_optimizer_with_a_rate_per_model_is_torchs_with_each_rate(name):
     rates, targets = [0.01, 0.001], torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
     stacked = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
     alone = [torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in rates]
-    ours = optimizer(name, [stacked], torch.tensor(rates), torch.tensor([0.5]))
+    ours = Optimizer(name, [stacked], torch.tensor(rates), torch.tensor([0.5]))
     theirs = [OF_TORCH[name]([weights], lr=rate / 2) for weights, rate in zip(alone, rates, strict=True)]
     for _ in range(20):
         (stacked - targets).pow(4).sum().backward()
@@ -59,7 +59,7 @@ def test_an_average_forgets_at_its_rate_and_copies_counters():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: optimizer("lion", [], torch.ones(1)), "optimizer 'lion' is unknown; allowed are adam, adamw, sgd"),
+        (lambda: Optimizer("lion", [], torch.ones(1)), "optimizer 'lion' is unknown; allowed are adam, adamw, sgd"),
         (lambda: schedule("step", 2), "schedule 'step' is unknown; allowed are constant, cosine, one-cycle"),
         (lambda: Average({}, 1.0), "averaging must be at least 0 and below 1, got 1.0"),
     ],
