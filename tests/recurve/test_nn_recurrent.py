@@ -282,18 +282,20 @@ def test_parameters_may_be_moved_converted_and_flattened(name, generator):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_module
 def test_half_precision_is_about_as_accurate_as_torch(name, dtype, generator):
-    """At most twice torch's own error, and twice the rounding of a sum near one."""
-    ours, theirs = twins(name, 20, 33, dtype=dtype)
-    exact = copy.deepcopy(theirs).double()
-    x = normal((4, 20) if name in CELLS else (6, 4, 20), generator).to(dtype)
-    found, native = outcome(ours, x.clone()), outcome(theirs, x.clone())
-    for key, value in outcome(exact, x.double()).items():
-        assert found[key].dtype == dtype, key
-        near_one = value.to(dtype)
-        allowed = 2 * (native[key] - value).abs() + 2 * (near_one + 0.3 - 0.3 - near_one).abs() + 1e-6
-        if not key.startswith("output"):  # of a sum over steps and rows, the size of its largest part
-            allowed = allowed + torch.finfo(dtype).eps * value.abs().max()
-        assert ((found[key] - value).abs() <= allowed).all(), key
+    """Over some draws together, relative L2 error at most twice torch's own.
+
+    Not number by number: torch's error of a number is zero now and then, by luck.
+    """
+    runs = []
+    for _ in range(4):
+        ours, theirs = twins(name, 20, 33, dtype=dtype)
+        x = normal((4, 20) if name in CELLS else (6, 4, 20), generator).to(dtype)
+        exact = outcome(copy.deepcopy(theirs).double(), x.double())
+        runs.append((outcome(ours, x.clone()), outcome(theirs, x.clone()), exact))
+    for key in runs[0][2]:
+        assert runs[0][0][key].dtype == dtype, key
+        found, native, value = (torch.stack([run[i][key].double() for run in runs]) for i in range(3))
+        assert (found - value).norm() <= 2 * (native - value).norm(), key
 
 
 @every_layer
