@@ -15,6 +15,14 @@ namespace recurve::cuda {
 
 constexpr int grid_threads = 512, grid_unit_tile = 8, exchange_bytes = 64;
 
+// Pieces of 64 bytes that a warp loads ahead of its products: as registers allow, of which code for Blackwell needs
+// more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int most_under_way = 2;
+#else
+constexpr int most_under_way = 4;
+#endif
+
 // How a launch is cut.
 struct GridPlan {
   int units;   // of a block
@@ -62,7 +70,7 @@ __device__ __forceinline__ void multiply_rows(Accumulate<T>* sums, const GridPla
       const int end = least(depth / chunk, (split + 1) * each);
       float acc[GATES][4] = {};
       // The order within 64 bytes is the same for states and weights, so that a lane reads 16 bytes in a row.
-#pragma unroll(GATES > 1 ? 2 : 4)  // as registers allow
+#pragma unroll(GATES > 1 ? 2 : most_under_way)
       for (int c = split * each; c < end; ++c) {
         const Words a0 = exchanged(low + c * chunk), a1 = exchanged(high + c * chunk);
 #pragma unroll
@@ -139,14 +147,13 @@ struct GridBlock {
   __device__ __forceinline__ GridBlock(const SequenceShape& s, const GridPlan& plan_, int segments_, T* exchange,
                                        unsigned* counters)
       : shape(s), plan(plan_), segments(segments_) {
-    slice = blockIdx.x % plan.slices;
-    const int64_t group = blockIdx.x / plan.slices;
-    model = group / plan.parts;
-    row0 = static_cast<int>(group % plan.parts) * plan.rows;
+    slice = blockIdx.x;
+    model = blockIdx.z;
+    row0 = blockIdx.y * plan.rows;
     rows = least(plan.rows, static_cast<int>(s.batch) - row0);
     first = slice * plan.units;
     states = exchange + (model * s.batch + row0) * row_stride();
-    counter = counters + group;
+    counter = counters + blockIdx.z * plan.parts + blockIdx.y;
     const int thread = threadIdx.x, threads = blockDim.x;
     own = {thread / plan.units, thread % plan.units, thread};
     rows_on = threads / plan.units, units_on = threads % plan.units;
@@ -446,7 +453,7 @@ cudaError_t run_grid(const Sequence& s, Math math, bool backward, T* exchange, u
   cudaError_t error = cudaMemsetAsync(exchange, 0, scratch.exchanged * sizeof(T), stream);
   if (error == cudaSuccess) error = cudaMemsetAsync(counters, 0, scratch.counters * sizeof(unsigned), stream);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = s.shape.models * plan.parts * plan.slices;
+  const Blocks blocks(plan.slices, plan.parts, s.shape.models);
   return with_tensor<T>(math, [&]<bool TENSOR>() {
     auto run = [&](auto kernel) {
       return launch(true, kernel, blocks, plan.threads, plan.bytes, stream, s, plan, exchange, counters);

@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(P::most_threads, 1) forward_sequence(const Seq
   using A = Accumulate<T>;
   constexpr int first_gate = Forward<CELL>::first_gate, gates = Forward<CELL>::gates;
   const SequenceShape& shape = s.shape;
-  const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x % plan.parts * plan.rows;
-  const int64_t model = blockIdx.x / plan.parts;
+  const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x * plan.rows;
+  const int64_t model = blockIdx.y;
   const int rows = least(plan.rows, static_cast<int>(shape.batch) - row0);
   const Memory<T, P> memory{CELL, H, plan.rows, false};
   const int stride = memory.stride(), size = round_up(plan.rows, P::row_tile) * stride;
@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(P::most_threads, 1) backward_sequence(const Se
   using A = Accumulate<T>;
   constexpr int gates = gate_count(CELL);
   const SequenceShape& shape = s.shape;
-  const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x % plan.parts * plan.rows;
-  const int64_t model = blockIdx.x / plan.parts;
+  const int H = static_cast<int>(shape.hidden), row0 = blockIdx.x * plan.rows;
+  const int64_t model = blockIdx.y;
   const int rows = least(plan.rows, static_cast<int>(shape.batch) - row0);
   const Memory<T, P> memory{CELL, H, plan.rows, true};
   const int stride = memory.stride(), segment = round_up(H, P::depth_step);
@@ -298,8 +298,9 @@ __global__ void __launch_bounds__(step_threads) forward_step(const StepForward<T
   });
 }
 
+// Four blocks a processor: for more, the compiler spills on some architectures.
 template <class T, Cell CELL, int STAGE>
-__global__ void __launch_bounds__(step_threads) backward_step(const StepBackward<T> f) {
+__global__ void __launch_bounds__(step_threads, 4) backward_step(const StepBackward<T> f) {
   using A = Accumulate<T>;
   const SequenceBackward<T>& s = f.sequence;
   const SequenceShape& shape = s.shape;
@@ -358,11 +359,11 @@ Plan plan(const SequenceShape& s, bool backward, const Device& device) {
 
 template <class T, Cell CELL, class P>
 cudaError_t launch_sequence(const SequenceForward<T>& s, const Plan& cut, cudaStream_t stream) {
-  return launch(forward_sequence<T, P, CELL>, s.shape.models * cut.parts, cut.threads, cut.bytes, stream, s, cut);
+  return launch(forward_sequence<T, P, CELL>, {cut.parts, s.shape.models}, cut.threads, cut.bytes, stream, s, cut);
 }
 template <class T, Cell CELL, class P>
 cudaError_t launch_sequence(const SequenceBackward<T>& s, const Plan& cut, cudaStream_t stream) {
-  return launch(backward_sequence<T, P, CELL>, s.shape.models * cut.parts, cut.threads, cut.bytes, stream, s, cut);
+  return launch(backward_sequence<T, P, CELL>, {cut.parts, s.shape.models}, cut.threads, cut.bytes, stream, s, cut);
 }
 
 // Calls f.operator()<P>(plan) with the products that serve a shape: larger tiles where rows and units fill them.
@@ -410,7 +411,9 @@ cudaError_t run_sequence(const Sequence& s, Math math, cudaStream_t stream) {
 template <class T>
 Fit fits(const SequenceShape& s, Math math, bool backward) {
   const Device device = this_device();
-  if (device.error != cudaSuccess || s.batch >= 1 << 30 || s.hidden >= 1 << 14 || s.steps >= 1 << 30) return Fit::none;
+  if (device.error != cudaSuccess || s.models > most_beside || s.batch >= 1 << 30 || s.hidden >= 1 << 14 ||
+      s.steps >= 1 << 30)
+    return Fit::none;
   if (s.models == 0 || s.batch == 0) return Fit::resident;
   return with_products<T>(s, math, backward, device, [&]<class P>(const Plan& cut) {
     if (cut.bytes > device.shared_bytes) return Fit::none;

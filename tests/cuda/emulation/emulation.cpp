@@ -185,7 +185,9 @@ void Block::start() {
 }
 
 bool Block::round() {
-  block = this, blockIdx.x = index;
+  block = this;
+  const unsigned row = index / gridDim.x;
+  blockIdx = {index % gridDim.x, row % gridDim.y, row / gridDim.y};
   moved = false;
   for (int i = 0; i < threads; ++i) {
     current = descending ? threads - 1 - i : i;
@@ -385,7 +387,7 @@ cudaError_t launch(const cudaLaunchConfig_t& launch, void (*body)(void*), void* 
   complaint.clear();
   if (launch.dynamicSmemBytes > static_cast<size_t>(shared_limit) || launch.blockDim.x > 1024)
     return cudaErrorInvalidValue;
-  const unsigned grid = launch.gridDim.x;
+  const unsigned grid = launch.gridDim.x * launch.gridDim.y * launch.gridDim.z;
   const bool together = launch.numAttrs > 0 && launch.attrs->val.cooperative != 0;
   if (together && grid > static_cast<unsigned>(processors)) return cudaErrorCooperativeLaunchTooLarge;
   blockDim = launch.blockDim, gridDim = launch.gridDim;
