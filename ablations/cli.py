@@ -204,7 +204,8 @@ def _print_plans(plans: Sequence[Plan], arguments: argparse.Namespace) -> None:
     runs = sum(len(job.configurations) for job in jobs)
     about = "at least" if any(job.seconds is None for job in jobs) else "about"
     wall = f"{about} {duration(wall_seconds(jobs, arguments.workers))}"
-    console.print(f"{runs} runs to do in {len(jobs)} ensembles, {wall} with {arguments.workers} workers.")
+    workers = f"{arguments.workers} worker{'s' if arguments.workers > 1 else ''}"
+    console.print(f"{runs} runs to do in {len(jobs)} ensembles, {wall} of training with {workers}.")
 
 
 def _run_jobs(plans: Sequence[Plan], arguments: argparse.Namespace, records: Records, console: Console) -> Counter[str]:

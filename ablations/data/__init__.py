@@ -5,6 +5,6 @@ from collections.abc import Iterable
 
 
 def tell_repairs(repairs: Iterable[str]) -> None:
-    """Warn of what a reader repaired, in its words."""
+    """Warn of what a reader repaired, in its words; of the same once in a process, whoever asks."""
     for repair in repairs:
-        warnings.warn(repair, stacklevel=3)
+        warnings.warn(repair, stacklevel=1)

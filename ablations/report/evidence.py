@@ -295,7 +295,9 @@ def _data(done: pd.DataFrame, predictions: Callable[..., dict[str, np.ndarray]])
             "not yet for others."
         )
     if len(arrays.get("repaired", ())):
-        notes.append(f"The data were repaired before any run: {'; '.join(arrays['repaired'].tolist())}.")
+        notes.append(
+            f"Repaired in the data, or left out of them, before any run: {'; '.join(arrays['repaired'].tolist())}."
+        )
     return notes
 
 

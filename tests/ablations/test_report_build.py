@@ -253,9 +253,9 @@ def test_poor_records_are_reported_plainly(tmp_path, quick_build, fill, said):
 
 def test_what_was_repaired_in_the_data_stands_on_the_page_and_in_the_notebook(tmp_path, quick_build):
     records = Records(tmp_path / "runs")
-    write(records, [BASE, LSTM], repaired=["flu.csv: 2 values filled", "the season of 2011 is left out"])
+    write(records, [BASE, LSTM], repaired=["2 values filled", "the season of 2011 is left out"])
     summary = quick_build(records, tmp_path / "out", "quick")
-    said = "The data were repaired before any run: flu.csv: 2 values filled; the season of 2011 is left out."
+    said = "Repaired in the data, or left out of them, before any run: 2 values filled; the season of 2011 is left out."
     book = nbformat.read(tmp_path / "out" / "report.ipynb", as_version=4)
     for text in ("\n".join(summary.lines), summary.files[0].read_text(), "\n".join(cell.source for cell in book.cells)):
         assert said in text
