@@ -21,6 +21,7 @@ from ablations.report.figures.theme import (
     GRID,
     INK,
     MUTED,
+    PAGE,
     PALETTE,
     VERDICTS,
     WIDTH,
@@ -38,7 +39,7 @@ from ablations.report.figures.theme import (
 from ablations.report.numbers import heading, in_sentence, number, scale, unit_of_difference, with_unit
 from ablations.statistics import mean_interval, one_factor_runs
 
-MOST_LEVELS, FEWEST_LEVELS = 13, 8  # that share a row of panels; a shorter row does not fill the width
+MOST_LEVELS, FEWEST_LEVELS = 11, 8  # that share a row of panels; a shorter row does not fill the width
 MOST_DOTS = 400  # of a panel, that stand apart; more are small and faint, and pixels in an SVG
 LONGEST_NAME = 5  # letters of a level's name that stand upright
 GAP = 0.35  # lines between the factors of a forest
@@ -135,7 +136,7 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
     window, rows = _window(data, chosen["unit"]), _rows(factors, present)
     means = _reference_means(done, chosen) if chosen is declaration["responses"][0] else {}
     ends = _with_references(window, means.values())
-    figure = Figure(figsize=(WIDTH, 3.6 if len(rows) == 1 else 2.5 * len(rows)))
+    figure = Figure(figsize=(WIDTH, 3.6 if len(rows) == 1 else max(min(2.5 * len(rows), PAGE), 1.9 * len(rows))))
     grid, panels = figure.add_gridspec(len(rows), 1), list[Axes]()
     for place, row in enumerate(rows):
         ratios = [len(present[f["name"]]) for f in row]
@@ -145,9 +146,10 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
         for column, factor in enumerate(row):
             axes = figure.add_subplot(cells[0, column], sharey=panels[0] if panels else None)
             names = present[factor["name"]]
-            _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, window, chosen["unit"])
-            axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(names)))
-            axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > LONGEST_NAME else 0)
+            _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, ends, chosen["unit"])
+            axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(names)), fontsize=8.5)
+            if max(map(len, names)) > LONGEST_NAME:
+                axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
             axes.tick_params(axis="y", labelleft=column == 0)
             for value in means.values():
                 axes.axhline(value, color=PALETTE[1], lw=0.9, ls="--", zorder=0)

@@ -205,12 +205,15 @@ def draw_shift_maps(evidence: Evidence) -> Drawing | None:
     if table.empty:
         return None
     factor = most_moving(table, evidence)
-    label = {f["name"]: f["label"] for f in evidence.declaration["factors"]}[factor]
+    chosen = {f["name"]: f for f in evidence.declaration["factors"]}[factor]
+    label = chosen["label"]
+    count = len(present_levels(one_factor_runs(table, evidence.declaration), chosen))
+    only = f" The first {MOST_MAPS} of {count} levels are shown." if count > MOST_MAPS else ""
     return Drawing(
         f"{evidence.study}_shift_maps",
         "Accuracy under shifts in two dimensions",
         f"Test accuracy in per cent when images are shifted down and to the right, by {in_sentence(label)}: the factor "
-        f"whose levels differ most. Means over {evidence.seeds}; what is shifted out of the frame is lost.",
+        f"whose levels differ most. Means over {evidence.seeds}; what is shifted out of the frame is lost.{only}",
         f"Heat maps of test accuracy over shifts in two directions, one per level of {in_sentence(label)}.",
         partial(shift_maps, table, evidence.declaration, factor),
         f"figures.shift_maps(figures.shift_map_table(evidence), evidence.declaration, {factor!r})",

@@ -99,14 +99,15 @@ def legend_of_levels(axes: Axes) -> None:
     """Inside the panel, where it hides least; many levels stand in two columns of smaller letters."""
     is_long = len(axes.get_legend_handles_labels()[0]) > MOST_IN_A_COLUMN
     size = {"fontsize": 6.5, "columnspacing": 0.8} if is_long else {}
-    axes.legend(loc="best", handlelength=1.4, borderaxespad=0.2, labelspacing=0.3, ncols=1 + is_long, **size)
+    behind = {"frameon": True, "facecolor": "#ffffff", "edgecolor": "none", "framealpha": 0.7}
+    axes.legend(loc="best", handlelength=1.4, borderaxespad=0.2, labelspacing=0.3, ncols=1 + is_long, **size, **behind)
 
 
 def label_panels(panels: np.ndarray, factors: int, x_label: str, y_label: str) -> None:
     """Write axis labels at the left and below, once."""
     columns = columns_of(factors)
     grid = panels.reshape(-1, columns)
-    panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     for axes in grid[:, 0]:
         axes.set_ylabel(y_label if columns < 3 else wrapped(y_label, 26))
     for column in grid.T:
@@ -146,15 +147,24 @@ def lines_by_factor(
             line[["low", "high"]] = line[["low", "high"]].clip(*bounds)
             axes.fill_between(line.index, line["low"], line["high"], color=colours[name], alpha=0.18, lw=0)
             dot = "o" if len(line) <= FEW_PLACES else ""
-            axes.plot(line.index, line["mean"], dot, color=colours[name], ls=styles[name], lw=1.8, ms=4, label=name)
+            style = {"color": colours[name], "ls": styles[name], "marker": dot, "ms": 4}
+            axes.plot(line.index, line["mean"], lw=1.8, label=name, **style)
         axes.set_title(wrapped(heading(factor["label"]), 44 if columns_of(len(factors)) < 3 else 24))
         legend_of_levels(axes)
     if logarithmic and limit == 0:
         panels[0].set_yscale("log")
+        plain_ticks(panels[0])
     elif logarithmic and limit:
         logarithmic_below(panels[0], limit)
     label_panels(panels, len(factors), x_label, y_label)
     return figure
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Of a logarithmic axis, at 1, 2 and 5 times powers of ten, as people write them."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def logarithmic_below(axes: Axes, limit: float) -> None:
