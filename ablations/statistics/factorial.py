@@ -91,21 +91,21 @@ def crossed_cells(
 
     Columns: level, other_level, value (mean over seeds), those of `Difference` (paired by seed), and `expected`, the
     sum of what either change does alone. As in `contrast`, each is averaged within seeds over the settings of the other
-    factors, where all four of its cells were run.
+    factors, where all four of its cells were run; settings in which the two factors never change together do not count.
     """
     done, factors = _crossable(runs, declaration, response)
     by_name = {f["name"]: f for f in factors}
     others = [name for name in by_name if name not in (factor, other)]
     values = done.pivot_table(index=[*others, "seed"], columns=[factor, other], values=response, aggfunc="first")
     a0, b0 = (by_name[name]["levels"][0]["name"] for name in (factor, other))
+    together = [cell for cell in values.columns.to_flat_index() if cell[0] != a0 and cell[1] != b0]
+    values = values[values[together].notna().any(axis=1)] if together else values
     rows = []
     for a, b in itertools.product(*([level["name"] for level in by_name[name]["levels"]] for name in (factor, other))):
         needed = [(a, b), (a, b0), (a0, b), (a0, b0)]
         if all(cell in values for cell in needed):
-            together, one, two, none = (values[cell] for cell in needed)
-            cells = pd.DataFrame(
-                {"value": together, "mean": together - none, "expected": one + two - 2 * none}
-            ).dropna()
+            both, one, two, none = (values[cell] for cell in needed)
+            cells = pd.DataFrame({"value": both, "mean": both - none, "expected": one + two - 2 * none}).dropna()
             by_seed = cells.groupby("seed").mean()
             if len(by_seed):
                 found = vars(difference_of(by_seed["mean"]))

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 
 import matplotlib as mpl
@@ -140,6 +141,26 @@ def test_interaction_plot_shows_the_paired_differences_and_the_sum_of_both(own, 
     assert solid["32"] == pytest.approx(cells.xs("32", level="other_level")["mean"].to_numpy())
     assert dashed[-1] == pytest.approx(cells.xs("32", level="other_level")["expected"].to_numpy())
     assert solid["32"][1] - dashed[-1][1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_levels_tried_with_the_other_factors_baseline_alone_are_no_part_of_an_interaction(own):
+    lone = own[(own["optimizer"] == "adam") & (own["width"] == 32)].assign(width=64)
+    runs = pd.concat([own, lone], ignore_index=True)
+    declaration = figures.declare(runs, "score", {"optimizer": "adam", "width": 8})
+    (axes,) = figures.interaction_plot(runs, declaration, [("width", "optimizer")]).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["8", "16", "32"]
+
+
+def test_a_figure_of_thousands_of_dots_is_the_same_bytes_whatever_the_order_of_its_table(tmp_path):
+    rng, saved = np.random.default_rng(0), []
+    runs = pd.DataFrame({"seed": np.arange(1000).repeat(2), "width": [8, 16] * 1000, "score": rng.normal(size=2000)})
+    declaration = figures.declare(runs.assign(status="done"), "score", {"width": 8})
+    for k, table in enumerate((runs, runs.sample(frac=1, random_state=1))):
+        draw = partial(figures.levels, table.assign(status="done", width=table["width"].astype(str)), declaration)
+        (tmp_path / str(k)).mkdir()
+        paths = Drawing("dots", "", "", "", draw, "").save(tmp_path / str(k))
+        saved.append([path.read_bytes() for path in paths])
+    assert saved[0] == saved[1]
 
 
 def test_interactions_of_one_factor_at_a_time_cannot_be_drawn(own, declaration):

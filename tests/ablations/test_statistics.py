@@ -18,6 +18,7 @@ from ablations.statistics import (
     benjamini_hochberg,
     binomial_error,
     bootstrap_interval,
+    crossed_cells,
     effects,
     equivalence_p,
     hedges,
@@ -351,6 +352,17 @@ def test_planted_interaction_is_found_and_no_other():
     assert found.loc[("a", "1", "b", "z"), "mean"] == pytest.approx(0.3, abs=0.02)
     assert set(found["settings"]) == {2, 3}
     assert found.index[found["q"] <= ALPHA].tolist() == [("a", "1", "b", "z")]
+
+
+def test_cells_of_a_crossing_leave_out_settings_in_which_only_one_factor_changed():
+    runs = crossed(3, 0.3)
+    runs.loc[runs["c"] == "q", "y"] += 5
+    some = runs[(runs["c"] == "p") | ((runs["a"] == "0") & (runs["b"] == "x"))]
+    cells = crossed_cells(some, CROSSED, "a", "b", "y").set_index(["level", "other_level"])
+    plain = runs[(runs["c"] == "p")].groupby(["a", "b"])["y"].mean()
+    for cell, value in plain.items():
+        assert cells.loc[cell, "value"] == pytest.approx(value)
+        assert cells.loc[cell, "mean"] == pytest.approx(value - plain["0", "x"])
 
 
 def test_main_effect_averages_over_the_other_factors():

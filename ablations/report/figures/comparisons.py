@@ -41,6 +41,7 @@ from ablations.statistics import mean_interval, one_factor_runs
 
 MOST_LEVELS, FEWEST_LEVELS = 11, 8  # that share a row of panels; a shorter row does not fill the width
 MOST_DOTS = 400  # of a panel, that stand apart; more are small and faint, and pixels in an SVG
+HIGHER = 1.5  # times the other rows
 LONGEST_NAME = 5  # letters of a level's name that stand upright
 GAP = 0.35  # lines between the factors of a forest
 LEAST_SHARE = 0.4  # of an axis, that references leave to what the networks do
@@ -137,7 +138,9 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
     means = _reference_means(done, chosen) if chosen is declaration["responses"][0] else {}
     ends = _with_references(window, means.values())
     figure = Figure(figsize=(WIDTH, 3.6 if len(rows) == 1 else max(min(2.5 * len(rows), PAGE), 1.9 * len(rows))))
-    grid, panels = figure.add_gridspec(len(rows), 1), list[Axes]()
+    named = rows if len(rows) <= 2 else rows[:1]  # beside which the references are named; it is higher, if alone
+    heights = [HIGHER if len(rows) > len(named) and place == 0 and means else 1.0 for place in range(len(rows))]
+    grid, panels = figure.add_gridspec(len(rows), 1, height_ratios=heights), list[Axes]()
     for place, row in enumerate(rows):
         ratios = [len(present[f["name"]]) for f in row]
         if len(rows) > 1 and sum(ratios) < FEWEST_LEVELS:
@@ -147,15 +150,20 @@ def levels(runs: pd.DataFrame, declaration: Mapping[str, Any], response: str | N
             axes = figure.add_subplot(cells[0, column], sharey=panels[0] if panels else None)
             names = present[factor["name"]]
             _seeds_and_means(axes, data[data["factor"] == factor["name"]], names, ends, chosen["unit"])
-            axes.set_title(wrapped(heading(factor["label"]), 1 + 6 * len(names)), fontsize=8.5)
+            axes.set_title(wrapped(heading(factor["label"]), 6 * len(names)), fontsize=8.5)
             if max(map(len, names)) > LONGEST_NAME:
                 axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
             axes.tick_params(axis="y", labelleft=column == 0)
             for value in means.values():
                 axes.axhline(value, color=PALETTE[1], lw=0.9, ls="--", zorder=0)
             panels.append(axes)
-        panels[-len(row)].set_ylabel(wrapped(with_unit(chosen), 38 if len(rows) == 1 else 24))
-        _name_references(panels[-1], means, ends)
+        if len(rows) <= 2:
+            panels[-len(row)].set_ylabel(wrapped(with_unit(chosen), 38 if len(rows) == 1 else 24))
+        if place < len(named):
+            _name_references(panels[-1], means, ends)
+    if len(rows) > 2:
+        figure.supylabel(with_unit(chosen), fontsize=9.5)
+        panels[0].yaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_ylim(*ends)
     return figure
 

@@ -24,6 +24,7 @@ from ablations.report.numbers import decimals, heading, in_sentence, number, sca
 from ablations.statistics import crossed_cells, interactions, performance_profile
 
 MOST_PANELS = 4
+MOST_LETTERS = 32  # of the names of levels below a panel that stand upright
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -40,7 +41,7 @@ def interaction_plot(
     pairs = pairs or strongest_pairs(runs, declaration, chosen["name"])
     figure, panels = _grid(len(pairs))
     for axes, (one, other) in zip(panels, pairs, strict=False):
-        cells = crossed_cells(runs, declaration, one, other, chosen["name"])
+        cells = _crossed(runs, declaration, one, other, chosen["name"])
         columns = list(dict.fromkeys(cells["level"]))
         factor = _factor(declaration, other)
         colours, shown = level_colours(factor), list(dict.fromkeys(cells["other_level"]))
@@ -54,6 +55,8 @@ def interaction_plot(
                 axes.plot(x, sum_alone, "--", color=colours[name], lw=1.1, alpha=0.8)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=0)
         axes.set_xticks(range(len(columns)), columns)
+        if sum(map(len, columns)) > MOST_LETTERS:
+            axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.4, len(columns) - 0.6)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel(heading(_factor(declaration, one)["label"]))
@@ -78,7 +81,7 @@ def heat_map(
     chosen = response_of(declaration, response)
     by, sign = scale(chosen), 1.0 if chosen["better"] == "higher" else -1.0
     pairs = pairs or strongest_pairs(runs, declaration, chosen["name"])
-    tables = [crossed_cells(runs, declaration, one, other, chosen["name"]) for one, other in pairs]
+    tables = [_crossed(runs, declaration, one, other, chosen["name"]) for one, other in pairs]
     largest = max(float(table["mean"].abs().max()) for table in tables) or 1.0
     figure, panels = _grid(len(pairs))
     colours = sns.diverging_palette(35, 250, s=85, l=60, as_cmap=True)
@@ -141,6 +144,18 @@ def strongest_pairs(runs: pd.DataFrame, declaration: Mapping[str, Any], response
         raise ValueError("no two factors were crossed in these runs, so there is no interaction to draw")
     size = found.assign(size=found["mean"].abs()).groupby(["factor", "other_factor"])["size"].max()
     return [pair for pair, _ in size.sort_values(ascending=False).head(MOST_PANELS).items()]  # type: ignore[misc]
+
+
+def _crossed(runs: pd.DataFrame, declaration: Mapping[str, Any], one: str, other: str, response: str) -> pd.DataFrame:
+    """The cells of two factors, without levels that no run has together with a change of the other factor."""
+    cells = crossed_cells(runs, declaration, one, other, response)
+    firsts = {
+        side: _factor(declaration, f)["levels"][0]["name"] for side, f in (("level", one), ("other_level", other))
+    }
+    together = cells[(cells["level"] != firsts["level"]) & (cells["other_level"] != firsts["other_level"])]
+    for side, first in firsts.items():
+        cells = cells[cells[side].isin([first, *together[side]])]
+    return cells
 
 
 def _grid(count: int) -> tuple[Figure, list[Any]]:
