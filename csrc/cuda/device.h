@@ -64,13 +64,6 @@ __device__ __forceinline__ T kept_operand(T weight) {
   return weight;
 }
 
-// Asks for the second-level cache to have what will be read soon.
-__device__ __forceinline__ void prefetch(const void* soon) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(soon));
-#endif
-}
-
 // 16 bytes.
 struct alignas(16) Words {
   uint32_t of[4];

@@ -195,7 +195,8 @@ def _fused(
     device, inside, out = x.device.type, x.dtype, x.dtype
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         inside = torch.get_autocast_dtype(device)
-        out = states[0].dtype if op is torch.ops.recurve.gru else inside
+        of_state = op is torch.ops.recurve.gru and device == "cpu"  # cuDNN's GRU gives all in autocast's type
+        out = states[0].dtype if of_state else inside
     elif x.dtype in HALF:
         for tensor in tensors:
             if tensor is not None and tensor.dtype != out:

@@ -61,7 +61,9 @@ def test_padding_by_name(padding, dilation, kernel, generator):
 def test_every_input_of_torchs_own_tests_gives_the_same(dtype):
     info = next(i for i in module_db if i.name == "nn.Conv2d")
     count = 0
-    for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=True):
+    for sample in info.module_inputs_func(
+        info, device=torch.get_default_device(), dtype=dtype, requires_grad=True, training=True
+    ):
         built, given = sample.constructor_input, sample.forward_input
         block, chain = twins(*built.args, **built.kwargs, activation="none", pool="none")
         conv = recurve.nn.Conv2d(*built.args, **built.kwargs)
@@ -172,7 +174,7 @@ def test_half_precision_and_autocast_are_as_accurate_as_torch(dtype, padding, ge
         assert found.dtype == expected.dtype == dtype
         assert (found - exact).norm() <= 1.5 * (expected - exact).norm()
 
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(torch.get_default_device().type, dtype):
         check(block(x), chain(x))
     check(block.to(dtype)(x.to(dtype)), chain.to(dtype)(x.to(dtype)))
     assert all(gradient.dtype == dtype for gradient in outcome(block, x.to(dtype)).values())

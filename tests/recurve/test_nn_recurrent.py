@@ -29,6 +29,11 @@ def twins(name, *args, **kwargs):
     return ours, theirs
 
 
+def lengths(sizes):
+    """As torch wants them to pack sequences, on whichever device those are."""
+    return torch.tensor(sizes, device="cpu")
+
+
 def tensors_in(value):
     if isinstance(value, torch.Tensor):
         return [value]
@@ -54,12 +59,16 @@ def outcome(module, *args, **kwargs):
 def samples(name, dtype, training):
     """Inputs that torch tests its own module with."""
     info = next(i for i in module_db if i.name == f"nn.{name}")
-    return info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+    return info.module_inputs_func(
+        info, device=torch.get_default_device(), dtype=dtype, requires_grad=True, training=training
+    )
 
 
 def error_samples(name, dtype, training):
     info = next(i for i in module_db if i.name == f"nn.{name}")
-    return info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+    return info.module_error_inputs_func(
+        info, device=torch.get_default_device(), dtype=dtype, requires_grad=True, training=training
+    )
 
 
 @every_mode
@@ -119,7 +128,7 @@ def test_the_grid_of_options_equals_torch(
     assert x.is_contiguous() == contiguous
     if variable:
         sizes = [6, 4, 3, 1]
-        x = pack_padded_sequence(x, torch.tensor(sizes) if tensor_lengths else sizes, batch_first)
+        x = pack_padded_sequence(x, lengths(sizes) if tensor_lengths else sizes, batch_first)
     states = [normal((2 * (1 + bidirectional), 4, 5), generator) for _ in range(1 + (name == "LSTM"))]
     hx = tuple(states) if name == "LSTM" else states[0]
     assert_close(outcome(ours, x, hx), outcome(theirs, x, hx), 1e-10)
@@ -130,7 +139,7 @@ def test_the_grid_of_options_equals_torch(
 def test_packed_sequences_come_back_packed_and_in_order(name, enforce_sorted, generator):
     ours, theirs = twins(name, 3, 5, dtype=torch.float64)
     x = normal((6, 4, 3), generator)
-    sizes = torch.tensor([6, 4, 3, 1] if enforce_sorted else [3, 6, 1, 4])
+    sizes = lengths([6, 4, 3, 1] if enforce_sorted else [3, 6, 1, 4])
     packed = pack_padded_sequence(x, sizes, enforce_sorted=enforce_sorted)
     y, _ = ours(packed)
     assert isinstance(y, PackedSequence)
@@ -310,11 +319,12 @@ def test_mixed_dtypes_raise_what_torch_raises(name):
 
 @every_module
 def test_autocast_equals_torch(name, generator):
-    if name == "LSTM" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    device = torch.get_default_device().type
+    if name == "LSTM" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("on this processor torch's own LSTM has no bfloat16")
     ours, theirs = twins(name, 3, 5)
     x = normal((4, 3) if name in CELLS else (6, 4, 3), generator).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         found, expected = tensors_in(ours(x)), tensors_in(theirs(x))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
@@ -324,8 +334,8 @@ def test_autocast_equals_torch(name, generator):
 @every_layer
 def test_packed_sequences_under_autocast_equal_torch(name, generator):
     ours, theirs = twins(name, 3, 5)
-    packed = pack_padded_sequence(normal((6, 4, 3), generator).float(), torch.tensor([6, 4, 3, 1]))
-    with torch.autocast("cpu", torch.bfloat16):
+    packed = pack_padded_sequence(normal((6, 4, 3), generator).float(), lengths([6, 4, 3, 1]))
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         found, expected = tensors_in(ours(packed)), tensors_in(theirs(packed))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-2, check_dtype=True)
@@ -335,7 +345,7 @@ def test_packed_sequences_under_autocast_equal_torch(name, generator):
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_gru_that_resets_before_the_product_equals_its_reference(bidirectional, packed, generator):
     module = recurve.nn.GRU(3, 9, 2, bidirectional=bidirectional, reset="before", dtype=torch.float64)
-    x, sizes = normal((6, 4, 3), generator), torch.tensor([6, 4, 3, 1])
+    x, sizes = normal((6, 4, 3), generator), lengths([6, 4, 3, 1])
     given = pack_padded_sequence(x, sizes) if packed else x
     found = outcome(module, given)
     with recurve.backend("native"):
@@ -360,9 +370,9 @@ def test_an_unknown_place_of_the_reset_is_refused(make):
 
 
 @every_layer
-def test_dropout_of_packed_sequences_draws_torchs_random_numbers(name, generator):
+def test_dropout_of_packed_sequences_draws_torchs_random_numbers_on_the_cpu(name, generator):
     ours, theirs = twins(name, 3, 5, 2, dropout=0.5, dtype=torch.float64)
-    packed = pack_padded_sequence(normal((6, 4, 3), generator), torch.tensor([6, 4, 3, 1]))
+    packed = pack_padded_sequence(normal((6, 4, 3), generator), lengths([6, 4, 3, 1]))
     outputs = []
     for module in (ours, theirs):
         torch.manual_seed(3)
