@@ -27,10 +27,13 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from bench.gpu import PARTS, SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 TESTS = Path("tests", "recurve")
 OPS = [str(TESTS / f"test_{name}.py") for name in ("ops_recurrent", "ops_conv", "probe", "derivatives", "transforms")]
+MODULES = [str(TESTS / f"test_{name}.py") for name in ("nn_recurrent", "nn_conv")]
 ONLY_CUDA = [str(TESTS / f"{name}.py") for name in ("tensor_cores", "cuda_convolution")]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_ops"]
 FORCED = "RECURVE_CUDA_DESIGN"
@@ -40,7 +43,6 @@ ASKED = (  # of native time / ours, geometric means on an H200: least, and aim
     ("ensemble training", 30.0, 100.0),
     ("convolution training", 2.0, 5.0),
 )
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ALL_SECONDS = 590.0
 USUAL_TOOLKIT = Path("/usr/local/cuda")
 SERVES = """
@@ -84,12 +86,14 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
         workers = ["-n", "3"] if files == OPS[:1] and importlib.util.find_spec("xdist") else []
         return Stage(name, [*PYTEST, *workers, *files], 150, environment, imports=("pytest", "hypothesis"))
 
-    def sanitizer(tool: str) -> Stage:
+    def sanitizer(tool: str, *parts: str) -> Stage:
         # Whether memory was written is known only where the kernels of torch are watched too.
         ours = [] if tool == "initcheck" else ["--kernel-name", "kns=recurve"]
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--launch-timeout", "60", *ours]
+        chosen = ["--watched", "--repeats", "0", *(["--only", *parts] if parts else [])]
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return Stage(tool, [*command, *exercise, "--few"], 100, environment, needs="compute-sanitizer")
+        name = " of ".join([tool, *parts])
+        return Stage(name, [*command, *exercise, *chosen], 100, environment, needs="compute-sanitizer")
 
     def grid(study: str, limit: float, *options: str) -> Stage:
         command = [
@@ -115,11 +119,15 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
             tests("tests of the recurrent ops where blocks share a model", OPS[:1], **{FORCED: "grid"}),
             tests("tests of the recurrent ops step by step", OPS[:1], **{FORCED: "steps"}),
             tests("tests of what only CUDA has", ONLY_CUDA),
+            tests("tests of the modules", MODULES),
             Stage("1000 repeats", [*exercise, "--repeats", "1000"], 100),
-            *map(sanitizer, SANITIZERS),
+            sanitizer("memcheck"),
+            sanitizer("synccheck"),
+            # Slow ones, which have ended with errors of their own: part by part, to tell which are clean.
+            *(sanitizer(tool, part) for tool in ("racecheck", "initcheck") for part in PARTS),
         ],
         [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 110)],
-        [grid("epidemic", 100)],
+        [grid("epidemic", 120)],
         [grid("vision", 60)],
         [grid(study, 60, "--compare") for study in ("epidemic", "vision")],
     ]
@@ -237,13 +245,14 @@ def run(stage: Stage, left: float = ALL_SECONDS, lacking: str | None = None) -> 
     start = time.monotonic()
     paths = [str(ROOT), str(ROOT / "tests" / "cuda"), str(ROOT / "tests" / "recurve"), os.environ.get("PYTHONPATH", "")]
     found = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PATH": programs(), "PYTHONUNBUFFERED": "1"}
-    environment = {**os.environ, **found, **stage.environment}
+    seconds = min(stage.limit, left)
+    environment = {**os.environ, **found, SECONDS: str(seconds), **stage.environment}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             stage.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = "passed" if process.wait(min(stage.limit, left)) == 0 else "failed"
+            status = "passed" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,11 +1,11 @@
-"""Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE [WORD...]`.
+"""Times the fused ops against torch.nn on the GPU, paired: `python -m bench.gpu.measure FILE`.
 
-Appends one JSON line a case to FILE; with words, only cases whose group contains one of them. A side whose gradients
-are further from float64 than those of torch's own ops would allow is not timed. All sides of a case run in random
-order with a cold L2 cache, recurrent ones as replays of CUDA graphs, and are timed by events; the ratio is the median
-over rounds of native time / ours, where native is the fastest of torch's own ways. Beside it stands the ratio of wall
-times as Python queues the steps. Recurrent cases also tell the time of every design that the kernels have, so that the
-rules which choose among them and torch's own ops can be written from measurements.
+Appends one JSON line a case to FILE. A side whose gradients are further from float64 than those of torch's own ops
+would allow is not timed. All sides of a case run in random order with a cold L2 cache, recurrent ones as replays of
+CUDA graphs, and are timed by events; the ratio is the median over rounds of native time / ours, where native is the
+fastest of torch's own ways. Beside it stands the ratio of wall times as Python queues the steps. Recurrent cases also
+tell the time of every design that the kernels have, so that the rules which choose among them and torch's own ops can
+be written from measurements.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def measured(case: Case | Block, flush: Tensor) -> dict[str, Any]:
     return row
 
 
-def main(target: Path, *words: str) -> int:
+def main(target: Path) -> int:
     torch.manual_seed(0)
     random.seed(0)
     torch.backends.cudnn.benchmark = True
@@ -321,8 +321,6 @@ def main(target: Path, *words: str) -> int:
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     failed = 0
     for case in cases():
-        if words and not any(word in case.group for word in words):
-            continue
         row: dict[str, Any] = {"group": case.group, **vars(case)}
         try:
             row |= measured(case, flush)
@@ -336,4 +334,4 @@ def main(target: Path, *words: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1])))

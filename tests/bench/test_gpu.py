@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from ablations.records import Records
+from bench.gpu import PARTS, SECONDS, exercise, grids, measure
 from bench.gpu import __main__ as gpu
-from bench.gpu import exercise, measure
 from bench.gpu.__main__ import Stage
 from bench.gpu.grids import compared
 from recurve import _extension
@@ -94,14 +95,59 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch):
         measure.gate(measure.Case("gru", "tf32", **SMALL), steps)
 
 
-@pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
-def test_every_kernel_is_exercised_and_repeats(monkeypatch, capsys):
+@pytest.fixture
+def exercised(monkeypatch, capsys):
+    """What the exercise says with some arguments, on the CPU."""
     monkeypatch.setattr(exercise, "DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["exercise", "--few", "--repeats", "40"])
     monkeypatch.setenv("RECURVE_CUDA_DESIGN", "block")  # comes back as it was
-    exercise.main()
-    assert "same results" in capsys.readouterr().out
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["exercise", *arguments])
+        exercise.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
+def test_every_kernel_is_exercised_and_repeats(exercised):
+    assert "84 calls, 1 repeats each: same results" in exercised("--repeats", "40")
+
+
+@pytest.mark.skipif(not _extension.has("lstm"), reason="needs the compiled extension")
+def test_sanitizers_watch_every_part_by_itself_and_name_each_call(exercised, tmp_path):
+    names = [line for part in PARTS for line in exercised("--watched", "--repeats", "0", "--only", part).splitlines()]
+    every = exercised("--watched", "--repeats", "0").splitlines()
+    assert {name for name in names if "same results" not in name} == set(every[:-1])
+    assert len(set(every)) == len(every) == 43
+    stages = [stage.name for stages in gpu.rounds("9.0", tmp_path / "lines") for stage in stages]
+    assert {f"{tool} of {part}" for tool in ("racecheck", "initcheck") for part in PARTS} <= set(stages)
+
+
+def test_watched_products_equal_torchs_own_which_come_back(monkeypatch):
+    monkeypatch.setattr(exercise, "DEVICE", "cpu")
+    a, b, bias, onto = (torch.randn(s, dtype=torch.float64) for s in ((3, 4, 5), (3, 5, 2), (2,), (3, 4, 2)))
+
+    def products():
+        into = torch.empty(3, 4, 2, dtype=torch.float64)
+        torch.bmm(a, b, out=into)
+        return [torch.bmm(a, b), into, onto.clone().baddbmm_(a, b), torch.addmm(bias, a[0], b[0])]
+
+    before = products()
+    with exercise.products_without_cublas():
+        watched = products()
+    for one, other, after in zip(before, watched, products(), strict=True):
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one, after)
+
+
+def test_a_grid_that_takes_longer_than_its_stage_still_tells_what_was_done(monkeypatch, tmp_path):
+    monkeypatch.setenv(SECONDS, "0")
+    seconds, finished = grids.timed("epidemic", 2, "cpu", tmp_path)
+    assert not finished
+    assert seconds < 60
+    assert len(Records(tmp_path).table("epidemic")) == 0
 
 
 def test_every_file_that_a_stage_tests_exists(tmp_path):
