@@ -7,6 +7,7 @@
 #include "conv_dense.h"
 #include "conv_depthwise.h"
 #include "conv_forward.h"
+#include "conv_planes.h"
 #include "conv_windows.h"
 #include "conv_winograd_backward.h"
 
@@ -16,6 +17,8 @@ namespace {
 template <class T>
 void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
   if (f.shape.depthwise()) return depthwise_forward(f, parallel);
+  const Grid grid(f.shape);
+  if (!f.winograd && planes_serve<T>(f.shape, grid)) return planes_forward(f, grid, parallel);
   const ForwardPlan<T> plan(f, parallel);
   f.winograd ? winograd_forward(plan, parallel) : direct_forward(plan, parallel);
 }
@@ -124,7 +127,7 @@ void conv_backward(const ConvBackward<T>& d, const Parallel& parallel) {
     sum_gradients(
         d, grid, grid.outputs * windows.weight_size, grid.outputs, parallel,
         [&](int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
-          const WindowsScratch<T> scratch(windows);
+          const WindowsScratch<T> scratch(windows, last - first);
           for (int64_t b = first; b < last; b += scratch.images)
             backward_windows(windows, scratch, model, model * s.batch + b, least(scratch.images, last - b), group,
                              dweight, dbias);

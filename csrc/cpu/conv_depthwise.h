@@ -37,7 +37,7 @@ struct VectorKernel {
 
 // out[p] = start + sum over the kernel of weight x[p step + its place], for `count` pixels of a row.
 template <class T>
-void convolve_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t count, Vector<T> start, T* out) {
+void step_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t count, Vector<T> start, T* out) {
   for_row_tiles<depthwise_pixels>(count, [&]<int P>(int64_t first) {
     Vector<T> sums[P];
     RECURVE_UNROLL
@@ -53,6 +53,48 @@ void convolve_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t co
     RECURVE_UNROLL
     for (int p = 0; p < P; ++p) store(out + (first + p) * lanes<T>, sums[p]);
   });
+}
+
+// As step_row for a kernel of C columns where all steps are a pixel: a pixel, loaded once, meets all of a row's
+// weights.
+template <class T, int C>
+void slide_row(const VectorKernel<T>& k, const T* x, int64_t count, Vector<T> start, T* out) {
+  for_row_tiles<16 - C>(count, [&]<int P>(int64_t first) {
+    Vector<T> sums[P];
+    RECURVE_UNROLL
+    for (int p = 0; p < P; ++p) sums[p] = start;
+    for (int64_t r = 0; r < k.rows; ++r) {
+      const T* at = x + first * lanes<T> + r * k.row_step;
+      Vector<T> weights[C];
+      RECURVE_UNROLL
+      for (int c = 0; c < C; ++c) weights[c] = load(k.weight + (r * C + c) * lanes<T>);
+      RECURVE_UNROLL
+      for (int i = 0; i < P + C - 1; ++i) {
+        const Vector<T> pixel = load(at + i * lanes<T>);
+        RECURVE_UNROLL
+        for (int c = 0; c < C; ++c)
+          if (i >= c && i - c < P) sums[i - c] += pixel * weights[c];
+      }
+    }
+    RECURVE_UNROLL
+    for (int p = 0; p < P; ++p) store(out + (first + p) * lanes<T>, sums[p]);
+  });
+}
+
+// Either of them.
+template <class T>
+void convolve_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t count, Vector<T> start, T* out) {
+  if (step != lanes<T> || k.column_step != lanes<T>) return step_row(k, x, step, count, start, out);
+  switch (k.columns) {
+    case 3:
+      return slide_row<T, 3>(k, x, count, start, out);
+    case 5:
+      return slide_row<T, 5>(k, x, count, start, out);
+    case 7:
+      return slide_row<T, 7>(k, x, count, start, out);
+    default:
+      return step_row(k, x, step, count, start, out);
+  }
 }
 
 // Blocks of channels, their weights as vectors, and the sizes of a plane.
@@ -176,6 +218,37 @@ void add_products(const Depthwise<T>& plan, const DepthwiseScratch<T>& t, const 
   }
 }
 
+// One step of slide_products: the next pixel comes in, and a gradient meets those that its kernel's row covers.
+template <class T, int C>
+RECURVE_INLINE void meet_gradient(const T* d, const T* next, Vector<T> (&pixels)[C], Vector<T> (&sums)[C]) {
+  pixels[C - 1] = load(next);
+  const Vector<T> gradient = load(d);
+  RECURVE_UNROLL
+  for (int c = 0; c < C; ++c) sums[c] += pixels[c] * gradient;
+  RECURVE_UNROLL
+  for (int c = 1; c < C; ++c) pixels[c - 1] = pixels[c];
+}
+
+// The same for one row of a kernel of C columns where all steps are a pixel: a pixel, loaded once, stays in a register.
+template <class T, int C>
+void slide_products(const Depthwise<T>& plan, const DepthwiseScratch<T>& t, const T* x, T* sums) {
+  Vector<T> acc[C] = {};
+  for (int64_t i = 0; i < plan.rows; ++i) {
+    const T *d = t.d.at(plan.reach[0] + i, plan.reach[1]), *row = x + i * t.x.width * lanes<T>;
+    Vector<T> pixels[C];
+    RECURVE_UNROLL
+    for (int c = 0; c < C - 1; ++c) pixels[c] = load(row + c * lanes<T>);
+    const T *next = row + (C - 1) * lanes<T>, *end = d + plan.columns * lanes<T>;
+    for (; d + C * lanes<T> <= end; d += C * lanes<T>, next += C * lanes<T>) {
+      RECURVE_UNROLL
+      for (int p = 0; p < C; ++p) meet_gradient<T, C>(d + p * lanes<T>, next + p * lanes<T>, pixels, acc);
+    }
+    for (; d < end; d += lanes<T>, next += lanes<T>) meet_gradient<T, C>(d, next, pixels, acc);
+  }
+  RECURVE_UNROLL
+  for (int c = 0; c < C; ++c) store(sums + c * lanes<T>, load(sums + c * lanes<T>) + acc[c]);
+}
+
 // dweight (taps, lanes) += the products of an image's pixels with the gradients of the convolution.
 template <class T>
 void add_weight_gradient(const Depthwise<T>& plan, const DepthwiseScratch<T>& t, T* dweight) {
@@ -187,6 +260,10 @@ void add_weight_gradient(const Depthwise<T>& plan, const DepthwiseScratch<T>& t,
                           dweight + (r * width + c) * lanes<T>, sums_row);
   };
   int64_t r = 0;
+  if (s.stride[0] == 1 && s.stride[1] == 1 && s.dilation[1] == 1 && (width == 5 || width == 7))
+    for (; r < s.kernel[0]; ++r)
+      width == 5 ? slide_products<T, 5>(plan, t, t.x.at(r * s.dilation[0], 0), dweight + r * sums_row)
+                 : slide_products<T, 7>(plan, t, t.x.at(r * s.dilation[0], 0), dweight + r * sums_row);
   for (; width == 3 && r + 3 <= s.kernel[0]; r += 3) tile.template operator()<3, 3>(r, 0);
   for (; r < s.kernel[0]; ++r) for_row_tiles<8>(width, [&]<int C>(int64_t c) { tile.template operator()<1, C>(r, c); });
 }

@@ -174,11 +174,6 @@ void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64
     });
 }
 
-// How many parts to split each of `tasks` into, of at most `most_parts`, so that all threads have work.
-inline int64_t parts_for(const Parallel& parallel, int64_t tasks, int64_t most_parts) {
-  return parallel.threads == 1 || tasks == 0 ? 1 : least(most_parts, divide_up(2 * parallel.threads, tasks));
-}
-
 template <class T>
 void direct_forward(const ForwardPlan<T>& plan, const Parallel& parallel) {
   const ConvShape& s = plan.f.shape;

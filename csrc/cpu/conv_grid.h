@@ -39,6 +39,11 @@ int64_t whole_vectors(int64_t count) {
 // a modulo b, never negative.
 inline int64_t remainder(int64_t a, int64_t b) { return (a % b + b) % b; }
 
+// How many parts to split each of `tasks` into, of at most `most_parts`, so that all threads have work.
+inline int64_t parts_for(const Parallel& parallel, int64_t tasks, int64_t most_parts) {
+  return parallel.threads == 1 || tasks == 0 ? 1 : least(most_parts, divide_up(2 * parallel.threads, tasks));
+}
+
 // Where the elements of a patch lie in the padded image: offsets[depth].
 inline void patch_offsets(const ConvShape& s, const Grid& grid, int64_t* offsets) {
   for (int64_t k = 0; k < grid.depth; ++k)

@@ -15,19 +15,67 @@ struct BytesOf {
   typedef uint8_t type __attribute__((vector_size(lanes<T>)));
 };
 
-// The low bytes of the lanes, `count` at most.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+RECURVE_INLINE uint64_t to_bytes(Int32Vector lanes_of) {  // a conversion by the compiler takes 40 instructions
+  const auto all = (__m256i)lanes_of;
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+}
+#else
+RECURVE_INLINE BytesOf<float>::type to_bytes(Int32Vector lanes_of) {
+  return __builtin_convertvector(lanes_of, BytesOf<float>::type);
+}
+#endif
+RECURVE_INLINE BytesOf<double>::type to_bytes(Int64Vector lanes_of) {
+  return __builtin_convertvector(lanes_of, BytesOf<double>::type);
+}
+
+// The low bytes of the lanes, `count` at most, of values from 0 to 255.
 template <class T>
-RECURVE_INLINE void store_bytes(uint8_t* to, typename Real<Vector<T>>::Bits lanes_of, int64_t count) {
-  const auto bytes = __builtin_convertvector(lanes_of, typename BytesOf<T>::type);
+RECURVE_INLINE void store_bytes(uint8_t* to, Places<T> lanes_of, int64_t count) {
+  const auto bytes = to_bytes(lanes_of);
   if (count >= lanes<T>)
     __builtin_memcpy(to, &bytes, sizeof bytes);
   else
-    __builtin_memcpy(to, &bytes, count);
+    __builtin_memcpy(to, &bytes, static_cast<size_t>(count));
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+RECURVE_INLINE Int32Vector from_bytes(BytesOf<float>::type bytes) {
+  return (Int32Vector)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, bytes)));
+}
+#else
+RECURVE_INLINE Int32Vector from_bytes(BytesOf<float>::type bytes) {
+  return __builtin_convertvector(bytes, Int32Vector);
+}
+#endif
+RECURVE_INLINE Int64Vector from_bytes(BytesOf<double>::type bytes) {
+  return __builtin_convertvector(bytes, Int64Vector);
+}
+
+// The lanes of so many bytes, at most a vector; the others are zero.
+template <class T>
+RECURVE_INLINE Places<T> load_bytes(const uint8_t* from, int64_t count) {
+  typename BytesOf<T>::type bytes{};
+  if (count >= lanes<T>)
+    __builtin_memcpy(&bytes, from, sizeof bytes);
+  else
+    __builtin_memcpy(&bytes, from, static_cast<size_t>(count));
+  return from_bytes(bytes);
 }
 
 template <class T>
 void activate_pixels(const T* pre, int64_t count, Activation activation, T* to) {
   for (int64_t p = 0; p < count; p += lanes<T>) store(to + p, activate(load(pre + p), activation));
+}
+
+// Keeps the larger of `value` and `next`, the first of equals and the last that is not a number, and its place.
+template <class T>
+RECURVE_INLINE void take_larger(Vector<T> next, int32_t next_place, Vector<T>& value, Places<T>& place) {
+  const auto larger = next > value;
+  const auto unknown = next != next;
+  value = unknown ? next : larger ? next : value;
+  place = unknown ? Places<T>{} + next_place : larger ? Places<T>{} + next_place : place;
 }
 
 // The largest of a window of pixels that are vectors, the first of equals, and its place; or the mean.
@@ -39,39 +87,41 @@ RECURVE_INLINE Vector<T> pool_vectors(Pool pool, int64_t height, int64_t width, 
   for (int64_t r = 0; r < height; ++r)
     for (int64_t c = r == 0 ? 1 : 0; c < width; ++c) {
       const Vector<T> next = activation(load(corner + r * row + c * pitch));
-      if (pool == Pool::max) {
-        const auto wins = (next > value) | (next != next);
-        value = wins ? next : value;
-        place = wins ? Places<T>{} + static_cast<int32_t>(r * width + c) : place;
-      } else {
+      if (pool == Pool::max)
+        take_larger<T>(next, static_cast<int32_t>(r * width + c), value, place);
+      else
         value += next;
-      }
     }
   return pool == Pool::average ? value * (T(1) / static_cast<T>(height * width)) : value;
 }
 
-// Pixels that are rows of `pitch` elements into planes of channels; of `channels` at most a vector.
-template <class T>
-void to_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, int64_t plane) {
+// Pixels that are rows of `pitch` elements into channels, of `channels` at most a vector: calls put(channel, i, vector,
+// how many of it are left) for pixels from i on.
+template <class T, class Put>
+RECURVE_INLINE void for_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, const Put& put) {
   for (int64_t i = 0; i < count; i += lanes<T>) {
     if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some pixels again
     Vector<T> rows[lanes<T>];
+    RECURVE_UNROLL
     for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
     transpose<T>(rows);
-    for (int64_t k = 0; k < channels; ++k) store(to + k * plane + i, rows[k], count - i);
+    RECURVE_UNROLL
+    for (int64_t k = 0; k < lanes<T>; ++k)
+      if (k < channels) put(k, i, rows[k], count - i);
   }
 }
 
 template <class T>
+void to_planes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, int64_t plane) {
+  for_planes(pixels, pitch, count, channels,
+             [&](int64_t k, int64_t i, Vector<T> row, int64_t left) { store(to + k * plane + i, row, left); });
+}
+
+template <class T>
 void to_planes_of_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, uint8_t* to, int64_t plane) {
-  for (int64_t i = 0; i < count; i += lanes<T>) {
-    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;
-    Vector<T> rows[lanes<T>];
-    for (int64_t k = 0; k < lanes<T>; ++k) rows[k] = i + k < count ? load(pixels + (i + k) * pitch) : zero_vector<T>();
-    transpose<T>(rows);
-    for (int64_t k = 0; k < channels; ++k)
-      store_bytes<T>(to + k * plane + i, __builtin_bit_cast(Places<T>, rows[k]), count - i);
-  }
+  for_planes(pixels, pitch, count, channels, [&](int64_t k, int64_t i, Vector<T> row, int64_t left) {
+    store_bytes<T>(to + k * plane + i, __builtin_bit_cast(Places<T>, row), left);
+  });
 }
 
 // Rows of the convolution, G vectors of output channels a pixel and `pitch` pixels a row, that become `pooled_rows`
@@ -121,25 +171,46 @@ template <class T>
 void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, int64_t pixels, T* gradients, T* places) {
   const ConvShape& s = d.shape;
   const int64_t plane = s.pooled(0) * s.pooled(1);
-  typename BytesOf<T>::type bytes{};
+  const bool sloped = s.keeps_enough(), placed = s.keeps_places();
   for (int64_t p = 0; p < pixels; p += lanes<T>) {
-    Vector<T> rows[lanes<T>] = {}, of_places[lanes<T>] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = first + k * plane + p, left = pixels - p;
-      rows[k] = load(d.dy + at, left);
-      if (!s.keeps_enough()) continue;
+    const int64_t left = pixels - p;
+    Vector<T> rows[lanes<T>], of_places[lanes<T>];
+    RECURVE_UNROLL
+    for (int64_t k = 0; k < lanes<T>; ++k) {
+      const int64_t at = first + k * plane + p;
+      rows[k] = k < count ? load(d.dy + at, left) : zero_vector<T>();
+      if (!sloped || k >= count) continue;
       const Vector<T> y = load(d.y + at, left);
       rows[k] = rows[k] * activation_slope(y, y, s.activation);
-      if (!s.keeps_places()) continue;
-      __builtin_memcpy(&bytes, d.places + at, static_cast<size_t>(least(left, lanes<T>)));
-      of_places[k] = __builtin_bit_cast(Vector<T>, __builtin_convertvector(bytes, Places<T>));
     }
     transpose<T>(rows);
-    for (int64_t k = 0; k < least(lanes<T>, pixels - p); ++k) store(gradients + (p + k) * lanes<T>, rows[k]);
-    if (!s.keeps_places()) continue;
+    for (int64_t k = 0; k < least(lanes<T>, left); ++k) store(gradients + (p + k) * lanes<T>, rows[k]);
+    if (!placed) continue;
+    RECURVE_UNROLL
+    for (int64_t k = 0; k < lanes<T>; ++k)
+      of_places[k] = k < count ? __builtin_bit_cast(Vector<T>, load_bytes<T>(d.places + first + k * plane + p, left))
+                               : zero_vector<T>();
     transpose<T>(of_places);
-    for (int64_t k = 0; k < least(lanes<T>, pixels - p); ++k) store(places + (p + k) * lanes<T>, of_places[k]);
+    for (int64_t k = 0; k < least(lanes<T>, left); ++k) store(places + (p + k) * lanes<T>, of_places[k]);
   }
+}
+
+// What spread_row does where max pooling kept the places of windows of HEIGHT x WIDTH pixels.
+template <class T, int HEIGHT, int WIDTH>
+Vector<T> spread_places(int64_t columns, const T* gradients, const T* places, T* to, int64_t pitch, int64_t row) {
+  Vector<T> sum = zero_vector<T>();
+  for (int64_t j = 0; j < columns; ++j, to += WIDTH * pitch) {
+    const Vector<T> gradient = load(gradients + j * lanes<T>);
+    const auto best = __builtin_bit_cast(Places<T>, load(places + j * lanes<T>));
+    RECURVE_UNROLL
+    for (int r = 0; r < HEIGHT; ++r) {
+      RECURVE_UNROLL
+      for (int c = 0; c < WIDTH; ++c)
+        store(to + r * row + c * pitch, best == r * WIDTH + c ? gradient : zero_vector<T>());
+    }
+    sum += gradient;
+  }
+  return sum;
 }
 
 // From what load_gradients gave for row i of y the gradients of the convolution, for one vector of channels; returns
@@ -147,35 +218,32 @@ void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, int6
 template <class T>
 Vector<T> spread_row(const ConvShape& s, int64_t i, const T* pre, int64_t pre_pitch, int64_t pre_row,
                      const T* gradients, const T* places, T* to, int64_t pitch, int64_t row) {
-  const T share = s.pool == Pool::average ? T(1) / static_cast<T>(s.window[0] * s.window[1]) : T(1);
+  const int64_t columns = s.pooled(1), height = s.window[0], width = s.window[1];
+  const bool largest = s.pool == Pool::max, placed = s.keeps_places(), enough = s.keeps_enough();
+  const T share = s.pool == Pool::average ? T(1) / static_cast<T>(height * width) : T(1);
+  gradients += i * columns * lanes<T>, places += placed ? i * columns * lanes<T> : 0;
+  if (placed && height == 2 && width == 2) return spread_places<T, 2, 2>(columns, gradients, places, to, pitch, row);
   Vector<T> sum = zero_vector<T>();
-  auto spread = [&](int64_t height, int64_t width) {
-    for (int64_t j = 0; j < s.pooled(1); ++j) {
-      const int64_t at = (i * s.pooled(1) + j) * lanes<T>;
-      const Vector<T> gradient = load(gradients + at) * share;
-      Places<T> best{};
-      if (s.keeps_places())
-        best = __builtin_bit_cast(Places<T>, load(places + at));
-      else if (s.pool == Pool::max)
-        pool_vectors(s.pool, height, width, pre + j * width * pre_pitch, pre_row, pre_pitch, best,
-                     [&](Vector<T> v) { return activate(v, s.activation); });
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t c = 0; c < width; ++c) {
-          Vector<T> own = gradient;
-          if (s.pool == Pool::max) own = best == static_cast<int32_t>(r * width + c) ? own : zero_vector<T>();
-          if (!s.keeps_enough()) {
-            const Vector<T> v = load(pre + r * pre_row + (j * width + c) * pre_pitch);
-            own = own * activation_slope(v, activate(v, s.activation), s.activation);
-          }
-          store(to + r * row + (j * width + c) * pitch, own);
-          sum += own;
+  for (int64_t j = 0; j < columns; ++j) {
+    const Vector<T> gradient = load(gradients + j * lanes<T>) * share;
+    Places<T> best{};
+    if (placed)
+      best = __builtin_bit_cast(Places<T>, load(places + j * lanes<T>));
+    else if (largest)
+      pool_vectors(s.pool, height, width, pre + j * width * pre_pitch, pre_row, pre_pitch, best,
+                   [&](Vector<T> v) { return activate(v, s.activation); });
+    for (int64_t r = 0; r < height; ++r)
+      for (int64_t c = 0; c < width; ++c) {
+        Vector<T> own = gradient;
+        if (largest) own = best == static_cast<int32_t>(r * width + c) ? own : zero_vector<T>();
+        if (!enough) {
+          const Vector<T> v = load(pre + r * pre_row + (j * width + c) * pre_pitch);
+          own = own * activation_slope(v, activate(v, s.activation), s.activation);
         }
-    }
-  };
-  if (s.window[0] == 2 && s.window[1] == 2)
-    spread(2, 2);
-  else
-    spread(s.window[0], s.window[1]);
+        store(to + r * row + (j * width + c) * pitch, own);
+        sum += own;
+      }
+  }
   return sum;
 }
 

@@ -429,8 +429,8 @@ struct WindowsScratch {
   Scratch<int32_t> places;
   Sorted<T> sorted;
 
-  explicit WindowsScratch(const Windows<T>& w)
-      : images(least(w.images_at_once(), w.d.shape.batch)),
+  WindowsScratch(const Windows<T>& w, int64_t most_images)
+      : images(least(w.images_at_once(), most_images)),
         x(images * w.image + w.weight_row),
         dx(w.d.dx == nullptr ? 0 : images * w.image + w.weight_row),
         values(images * w.d.shape.pooled(0) * w.d.shape.pooled(1) + 4 * lanes<T>),

@@ -247,6 +247,43 @@ RECURVE_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, std::integer_sequence
 #endif
 }
 
+// Where lane I of the even ones comes from, where quarters of 16 bytes keep to themselves: one instruction.
+template <class T>
+constexpr int even_lane(int lane) {
+  constexpr int quarter = 16 / sizeof(T), half = quarter / 2;
+  const int own = lane % quarter, first = lane / quarter * quarter;
+  return own < half ? first + 2 * own : static_cast<int>(lanes<T>) + first + 2 * (own - half);
+}
+
+// And which lane of them is the I-th of the even ones in order.
+template <class T>
+constexpr int ordered_lane(int lane) {
+  constexpr int half = 8 / sizeof(T), all = lanes<T> / 2;
+  return lane / all * half + lane % all / half * 2 * half + lane % half;
+}
+
+template <class T, int... I>
+RECURVE_INLINE void split_pairs(Vector<T> a, Vector<T> b, Vector<T>& even, Vector<T>& odd,
+                                std::integer_sequence<int, I...>) {
+  even = shuffle<T>(a, b, std::integer_sequence<int, even_lane<T>(I)...>{});
+  odd = shuffle<T>(a, b, std::integer_sequence<int, even_lane<T>(I) + 1 ...>{});
+}
+
+// Of the lanes of a and then b, those at even and those at odd places, both in an order that in_order() mends.
+template <class T>
+RECURVE_INLINE void split_pairs(Vector<T> a, Vector<T> b, Vector<T>& even, Vector<T>& odd) {
+  split_pairs<T>(a, b, even, odd, Lanes<T>{});
+}
+
+template <class T, int... I>
+RECURVE_INLINE Vector<T> in_order(Vector<T> split, std::integer_sequence<int, I...>) {
+  return shuffle<T>(split, split, std::integer_sequence<int, ordered_lane<T>(I)...>{});
+}
+template <class T>
+RECURVE_INLINE Vector<T> in_order(Vector<T> split) {
+  return in_order<T>(split, Lanes<T>{});
+}
+
 // Exchanges, between rows D apart, the lanes that have not the row's own bit D: one step of a transposition.
 template <class T, int D, int... L>
 RECURVE_INLINE void exchange(Vector<T>* rows, std::integer_sequence<int, L...>) {

@@ -250,8 +250,15 @@ MUTANTS = [
         "gradient.squeeze(0) : gradient.sum(0)",
         "gradient.squeeze(0) : gradient.select(0, 0)",
     ),
-    conv("later of equals wins", "cpu/conv_pool.h", "(next > value) |", "(next >= value) |"),
-    conv("not a number loses", "cpu/conv_pool.h", "(next > value) | (next != next)", "(next > value)"),
+    conv("later of equals wins", "cpu/conv_pool.h", "larger = next > value", "larger = next >= value"),
+    conv("not a number loses", "cpu/conv_pool.h", "unknown = next != next", "unknown = next > next"),
+    conv(
+        "pairs of pixels in another order", "cpu/simd.h", "lane / all * half + lane % all / half * 2 * half +", "lane +"
+    ),
+    conv("few channels without their last rows", "cpu/conv_planes.h", "2 * last + (s.kernel[0] - 1)", "2 * last + 0"),
+    conv("gradient of a pair at its first pixel", "cpu/conv_pool.h", "best == r * WIDTH + c ?", "r + c == 0 ?"),
+    conv("sliding kernel flipped", "cpu/conv_depthwise.h", "k.weight + (r * C + c)", "k.weight + (r * C + C - 1 - c)"),
+    conv("last pixel of a sliding gradient left out", "cpu/conv_depthwise.h", "; d < end; d +=", "; d < end - lanes<T>; d +="),
     conv(
         "mean is a sum",
         "cpu/conv_pool.h",

@@ -49,6 +49,17 @@ def cases():
     for k in (5, 7):
         options = {"groups": 5, "padding": k // 2, "pool": "average"}
         yield replace(PLAIN, channels=5, outputs=5, kernel=(k, k), size=(16, 16), options=options)
+    # Few input channels: rows of y that are a vector, part of one, or some and a part; planes that several models share.
+    for width, (channels, k), pool in itertools.product((12, 31, 33, 64), ((1, 3), (3, 3), (1, 5)), ("max", "average")):
+        options = {"padding": k // 2, "pool": pool, "activation": "relu" if width % 2 else "tanh"}
+        yield replace(PLAIN, channels=channels, outputs=7, kernel=(k, k), size=(9, width), options=options)
+    for shared in (False, True):
+        options = {"padding": (2, 1), "dilation": (2, 1), "groups": 2}
+        yield replace(PLAIN, channels=2, outputs=10, size=(12, 32), models=2, shared=shared, options=options)
+    # Depthwise kernels that slide along rows, over one tile of pixels, a part of one, and several.
+    for k, width in itertools.product((3, 5, 7), (5, 8, 21)):
+        options = {"groups": 9, "padding": k // 2, "activation": "none"}
+        yield replace(PLAIN, channels=9, outputs=9, kernel=(4, k), size=(8, width), options=options)
     # Gradients of windows that meet one, two and four vectors of channels, of more outputs than are taken together.
     for k, channels in ((1, 16), (1, 32), (1, 64), (2, 16), (2, 32), (3, 16), (3, 40), (5, 20)):
         options = {"padding": k // 2, "activation": "leaky_relu"}
