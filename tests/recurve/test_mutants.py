@@ -258,7 +258,7 @@ MUTANTS = [
     conv("few channels without their last rows", "cpu/conv_planes.h", "2 * last + (s.kernel[0] - 1)", "2 * last + 0"),
     conv("gradient of a pair at its first pixel", "cpu/conv_pool.h", "best == r * WIDTH + c ?", "r + c == 0 ?"),
     conv("sliding kernel flipped", "cpu/conv_depthwise.h", "k.weight + (r * C + c)", "k.weight + (r * C + C - 1 - c)"),
-    conv("last pixel of a sliding gradient left out", "cpu/conv_depthwise.h", "; d < end; d +=", "; d < end - lanes<T>; d +="),
+    conv("last pixel of a sliding gradient", "cpu/conv_depthwise.h", "; d < end; d +=", "; d < end - lanes<T>; d +="),
     conv(
         "mean is a sum",
         "cpu/conv_pool.h",

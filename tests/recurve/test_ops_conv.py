@@ -49,7 +49,7 @@ def cases():
     for k in (5, 7):
         options = {"groups": 5, "padding": k // 2, "pool": "average"}
         yield replace(PLAIN, channels=5, outputs=5, kernel=(k, k), size=(16, 16), options=options)
-    # Few input channels: rows of y that are a vector, part of one, or some and a part; planes that several models share.
+    # Few input channels: rows of y that are a vector, part of one, or some and a part; images that models share.
     for width, (channels, k), pool in itertools.product((12, 31, 33, 64), ((1, 3), (3, 3), (1, 5)), ("max", "average")):
         options = {"padding": k // 2, "pool": pool, "activation": "relu" if width % 2 else "tanh"}
         yield replace(PLAIN, channels=channels, outputs=7, kernel=(k, k), size=(9, width), options=options)
