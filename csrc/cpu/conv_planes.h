@@ -11,8 +11,7 @@
 namespace recurve {
 namespace {
 
-constexpr int64_t planes_depth = 32;                                     // most elements of a kernel: beyond, pooling
-                                                                         // takes little of the time
+constexpr int64_t planes_depth = 32;  // most elements of a kernel: with more, pooling takes little of the time
 constexpr int planes_channels = RECURVE_VECTOR_REGISTERS == 32 ? 6 : 2;  // whose sums are in registers together
 
 // Whether it does, and leaves few lanes idle at the end of rows.
