@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,21 @@ def grid(study: str, runs: Path) -> dict[str, Any]:
     """The whole grid on the GPU."""
     seconds, finished = timed(study, SEEDS[study], "cuda", runs)
     table = Records(runs).table(study)
-    statuses = {str(status): int(count) for status, count in table["status"].value_counts().items()}
+    statuses = Counter(map(str, table["status"])) if len(table) else {}  # without runs there are no columns either
     found = {"runs": len(table), "statuses": statuses, "workers": WORKERS_ON_GPU}
     return {"grid": study, "seconds": seconds, "finished": finished, **found}
 
 
 def comparison(study: str, runs: Path) -> dict[str, Any]:
     """A few seeds on the CPU, beside those that the grid left."""
+    of_grid = Records(runs).table(study)
+    if not len(of_grid):
+        raise SystemExit(f"the grid of {study} left no runs to compare")
     with tempfile.TemporaryDirectory() as folder:
         seconds, finished = timed(study, SEEDS_ON_CPU, "cpu", Path(folder))
         declared = studies.load(study)
         response = declared.responses[0].name
-        found = compared(
-            response, dict(declared.baseline.levels), Records(runs).table(study), Records(Path(folder)).table(study)
-        )
+        found = compared(response, dict(declared.baseline.levels), of_grid, Records(Path(folder)).table(study))
     return {"comparison": study, "cpu_seconds": seconds, "finished": finished, "response": response, **found}
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from ablations.records import Records
 from bench.gpu import PARTS, SECONDS, exercise, grids, measure
 from bench.gpu import __main__ as gpu
 from bench.gpu.__main__ import Stage
@@ -144,10 +143,12 @@ def test_watched_products_equal_torchs_own_which_come_back(monkeypatch):
 
 def test_a_grid_that_takes_longer_than_its_stage_still_tells_what_was_done(monkeypatch, tmp_path):
     monkeypatch.setenv(SECONDS, "0")
-    seconds, finished = grids.timed("epidemic", 2, "cpu", tmp_path)
-    assert not finished
-    assert seconds < 60
-    assert len(Records(tmp_path).table("epidemic")) == 0
+    row = grids.grid("epidemic", tmp_path)
+    assert not row["finished"]
+    assert row["seconds"] < 60
+    assert row["runs"] == 0
+    with pytest.raises(SystemExit, match="the grid of epidemic left no runs to compare"):
+        grids.comparison("epidemic", tmp_path)
 
 
 def test_every_file_that_a_stage_tests_exists(tmp_path):
