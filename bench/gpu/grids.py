@@ -46,7 +46,11 @@ def timed(study: str, seeds: int, device: str, runs: Path) -> tuple[float, bool]
         ended = process.wait(None if limit == math.inf else limit)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        process.wait()
+        try:
+            process.wait(TO_END / 2)
+        except subprocess.TimeoutExpired:  # it ignores that, as what a shell started in the background does
+            process.kill()
+            process.wait()
         return time.monotonic() - start, False
     if ended not in (0, 1):  # 1: some runs failed, which the record tells
         raise SystemExit(f"{study} on {device} ended with {ended}")
