@@ -183,6 +183,8 @@ def shift(row: pd.Series, response: Mapping[str, Any]) -> str:
 
 def certainty(row: pd.Series, response: Mapping[str, Any]) -> str:
     """Interval, number of seeds and, for a tested hypothesis, its corrected p value."""
+    if not math.isfinite(row["low"]):
+        return f"no interval, n = {int(row['n'])}"
     if row.get("measure", "difference") == "difference":
         low, high = (number(row[x] * scale(response), _digits(row, response), sign=True) for x in ("low", "high"))
         interval = f"{low} to {high}"

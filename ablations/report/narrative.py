@@ -126,7 +126,9 @@ def _references(evidence: Evidence) -> list[str]:
             continue
         row = pd.Series(vars(difference))
         beats = (difference.mean < 0) == (response["better"] == "lower")
-        if not difference.p <= ALPHA:
+        if difference.n == 1:
+            verdict = f"One seed cannot tell whether the baseline network beats {name}"
+        elif not difference.p <= ALPHA:
             verdict = f"The baseline network and {name} cannot be told apart"
         else:
             verdict = f"The baseline network {'beats' if beats else 'does not beat'} {name}"

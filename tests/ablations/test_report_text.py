@@ -280,6 +280,16 @@ def test_what_a_hypothesis_expects_of_other_responses_has_its_verdict_in_the_sam
     assert evidence.effects.loc[planned.index, "q"].isna().all()
 
 
+def test_one_seed_tells_numbers_without_intervals(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.EPIDEMIC, seeds=1)
+    told = tell(gather(records, "epidemic", "quick"))
+    assert told.references[0].startswith("One seed cannot tell whether the baseline network beats persistence: its")
+    sentences = [*told.references, *(s for chapter in told.chapters for card in chapter.cards for s in card.effects)]
+    assert any("(no interval, n = 1; " in sentence for sentence in sentences)
+    assert not any("unknown" in sentence for sentence in sentences)
+
+
 def test_one_factor_at_a_time_says_what_it_cannot_see_and_a_factorial_says_what_it_saw(records, tmp_path):
     alone = tell(gather(records, "epidemic", "quick"))
     assert "cannot see interactions" in alone.design[0]
