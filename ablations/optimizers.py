@@ -47,28 +47,33 @@ class Optimizer:
         if name not in OF_TORCH:
             raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OF_TORCH)}")
         where = parameters[0].device
-        self._moved = [(p, torch.zeros_like(p), beside(learning_rates, p).to(p)) for p in parameters]
+        self._parameters = parameters
+        self._all_moves = parameters[0].new_zeros(sum(p.numel() for p in parameters))  # set to zero in one go
+        parts = self._all_moves.split([p.numel() for p in parameters])
+        self._moves = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
         options = {"capturable": where.type == "cuda"} if name != "sgd" else {}
-        self._of_torch = OF_TORCH[name]([move for _, move, _ in self._moved], lr=1.0, fused=True, **options)
+        self._of_torch = OF_TORCH[name](self._moves, lr=1.0, fused=True, **options)
         self._decay = DECAYS.get(name, 0.0)
+        self._rates = learning_rates.to(parameters[0])
         self._scales = (torch.ones(1, dtype=torch.float64) if scales is None else scales).to(where)
         self._steps = torch.zeros((), dtype=torch.int64, device=where)
 
     @torch.no_grad()
     def step(self) -> None:
         """Move all parameters that have a gradient."""
-        scale = self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
+        rates = self._rates * self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
         self._steps.add_(1)
-        moved = [each for each in self._moved if each[0].grad is not None]
-        for parameter, move, _ in moved:
+        self._all_moves.zero_()
+        for parameter, move in zip(self._parameters, self._moves, strict=True):
             move.grad, parameter.grad = parameter.grad, None
-            move.zero_()
         self._of_torch.step()
-        for parameter, move, rate in moved:
-            move.grad = None
+        for parameter, move in zip(self._parameters, self._moves, strict=True):
+            if move.grad is None:
+                continue
+            move.grad, rate = None, beside(rates, parameter)
             if self._decay:
-                parameter.mul_(1 - rate * scale * self._decay)
-            parameter.addcmul_(move, rate * scale)
+                parameter.mul_(1 - rate * self._decay)
+            parameter.addcmul_(move, rate)
 
 
 def _one_cycle(progress: float) -> float:

@@ -307,16 +307,19 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
       to_planes(t.dx.get(), lanes<T>, plane, count, d.dx + first * plane, plane);
     }
   });
-  for (int64_t c = 0; c < s.models * s.channels; ++c) {
-    const int64_t model = c / s.channels, block = c % s.channels / lanes<T>, lane = c % s.channels % lanes<T>;
+  parallel_for(parallel, s.models * plan.blocks, [&](int64_t task) {
+    const int64_t model = task / plan.blocks, block = task % plan.blocks;
+    const int64_t first = model * s.channels + block * lanes<T>;
     for (int64_t k = 0; k <= plan.taps; ++k) {
-      T sum = 0;
+      Vector<T> sum = zero_vector<T>();
       for (int64_t part = 0; part < parts; ++part)
-        sum += sums[((model * parts + part) * plan.blocks + block) * size + k * lanes<T> + lane];
-      if (k < plan.taps && d.dweight != nullptr) d.dweight[c * plan.taps + k] = sum;
-      if (k == plan.taps && d.dbias != nullptr) d.dbias[c] = sum;
+        sum += load(sums + ((model * parts + part) * plan.blocks + block) * size + k * lanes<T>);
+      for (int64_t lane = 0; lane < plan.width(block); ++lane) {
+        if (k < plan.taps && d.dweight != nullptr) d.dweight[(first + lane) * plan.taps + k] = sum[lane];
+        if (k == plan.taps && d.dbias != nullptr) d.dbias[first + lane] = sum[lane];
+      }
     }
-  }
+  });
 }
 
 }  // namespace
