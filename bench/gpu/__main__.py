@@ -36,6 +36,10 @@ OPS = [str(TESTS / f"test_{name}.py") for name in ("ops_recurrent", "ops_conv", 
 MODULES = [str(TESTS / f"test_{name}.py") for name in ("nn_recurrent", "nn_conv")]
 ONLY_CUDA = [str(TESTS / f"{name}.py") for name in ("tensor_cores", "cuda_convolution")]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_ops"]
+BENCHMARK = [  # a few cases: that its clocks, replayed graphs and limits work on a GPU
+    *(sys.executable, "-m", "pytest", "-q", "--benchmark", "--benchmark-device", "cuda", "--benchmark-seconds", "0.2"),
+    *("-k", "train and (T30-B32-I3-H32 or C1-O16-S28-K3)"),
+]
 FORCED = "RECURVE_CUDA_DESIGN"
 ASKED = (  # of native time / ours, geometric means on an H200: least, and aim
     ("GRU training", 1.3, 2.0),
@@ -127,6 +131,7 @@ def rounds(capability: str, lines: Path, *, built: bool = False) -> list[list[St
             *(sanitizer(tool, part) for tool in ("racecheck", "initcheck") for part in PARTS),
         ],
         [Stage("measurements", [sys.executable, "-m", "bench.gpu.measure", str(lines)], 110)],
+        [Stage("pytest --benchmark", BENCHMARK, 60, imports=("pytest", "pytest_benchmark", "pandas", "scipy", "rich"))],
         [grid("epidemic", 120)],
         [grid("vision", 60)],
         [grid(study, 60, "--compare") for study in ("epidemic", "vision")],
