@@ -83,6 +83,9 @@ def _forest_column(axes: Axes, groups: Sequence[Sequence[Row]], lines: float) ->
     axes.grid(axis="y", visible=False)
 
 
+ROOFLINE_MARKERS = [*MARKERS, "X"]  # one more than there are colours: no two ops look alike
+
+
 @themed
 def roofline(rows: Sequence[Row]) -> Figure:
     """Arithmetic per second against arithmetic per byte; short lines lead to the limit of each case's own."""
@@ -95,7 +98,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     axes.plot(data["intensity"], data["limit"], "_", color=INK, ms=6, label="limit, measured beside it")
     for number, op in enumerate(sorted(data["op"].unique())):
         look: dict[str, Any] = {
-            "marker": MARKERS[number % len(MARKERS)],
+            "marker": ROOFLINE_MARKERS[number % len(ROOFLINE_MARKERS)],
             "color": PALETTE[number % len(PALETTE)],
             "ls": "",
             "ms": 5.5,
@@ -108,7 +111,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="GFLOP/s of ours")
     for axis in (axes.xaxis, axes.yaxis):
         _plain_ticks(axis, LogLocator(subs=(1, 2, 5)))
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -312,4 +315,4 @@ def write_page(results: Sequence[Results], folder: Path) -> Path:
 def _plain_ticks(axis: Axis, places: Locator) -> None:
     axis.set_major_locator(places)
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1e4 else f"{x:,.0f}"))
