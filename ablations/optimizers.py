@@ -9,8 +9,6 @@ from functools import partial
 import torch
 
 WARM_UP = 0.2  # of a "one-cycle" schedule's steps
-
-
 WEIGHT_DECAY = 0.05  # of "adamw"
 OF_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {  # of a model by itself
     "adam": torch.optim.Adam,

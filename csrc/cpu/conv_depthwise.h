@@ -81,7 +81,7 @@ void slide_row(const VectorKernel<T>& k, const T* x, int64_t count, Vector<T> st
   });
 }
 
-// Either of them.
+// By slide_row where it serves, else by step_row.
 template <class T>
 void convolve_row(const VectorKernel<T>& k, const T* x, int64_t step, int64_t count, Vector<T> start, T* out) {
   if (step != lanes<T> || k.column_step != lanes<T>) return step_row(k, x, step, count, start, out);
@@ -229,7 +229,8 @@ RECURVE_INLINE void meet_gradient(const T* d, const T* next, Vector<T> (&pixels)
   for (int c = 1; c < C; ++c) pixels[c - 1] = pixels[c];
 }
 
-// The same for one row of a kernel of C columns where all steps are a pixel: a pixel, loaded once, stays in a register.
+// As add_products for one row of a kernel of C columns where all steps are a pixel: a pixel, loaded once, stays in a
+// register.
 template <class T, int C>
 void slide_products(const Depthwise<T>& plan, const DepthwiseScratch<T>& t, const T* x, T* sums) {
   Vector<T> acc[C] = {};
