@@ -21,9 +21,9 @@ DECAYS = {"adamw": WEIGHT_DECAY}  # decoupled from the gradient (Loshchilov & Hu
 class Optimizer:
     """One of torch's optimizers over stacked parameters, with a learning rate for each model; steps use gradients up.
 
-    Torch's fused kernel moves tensors that are zero, at a rate of one; times each model's rate, that is how its
-    parameters move. Decoupled weight decay, of nothing there, is done here. All that changes from step to step lies in
-    tensors, so that a step can be recorded and replayed.
+    Where all rates are the same, torch's fused kernel moves the parameters. Else it moves tensors that are zero, at a
+    rate of one; times each model's rate, that is how its parameters move, and decoupled weight decay, of nothing there,
+    is done here. All that changes from step to step lies in tensors, so that a step can be recorded and replayed.
 
     Args:
         name: "adam" (Kingma & Ba 2015), "adamw" with a weight decay of 0.05, or "sgd" with Nesterov's momentum of 0.9.
@@ -45,22 +45,38 @@ class Optimizer:
         if name not in OF_TORCH:
             raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OF_TORCH)}")
         where = parameters[0].device
+        options = {"capturable": where.type == "cuda"} if name != "sgd" else {}
+        of_torch = partial(OF_TORCH[name], fused=True, **options)
         self._parameters = parameters
+        self._scales = (torch.ones(1, dtype=torch.float64) if scales is None else scales).to(where)
+        self._steps = torch.zeros((), dtype=torch.int64, device=where)
+        self._alike = bool((learning_rates == learning_rates[0]).all())
+        if self._alike:
+            # a kernel on the GPU reads a rate as float32, whatever the parameters are
+            self._rates = learning_rates[0].to(where, torch.float32 if where.type == "cuda" else torch.float64)
+            self._rate = self._rates.clone()
+            self._of_torch = of_torch(parameters, lr=self._rate)
+            return
         self._all_moves = parameters[0].new_zeros(sum(p.numel() for p in parameters))  # set to zero in one go
         parts = self._all_moves.split([p.numel() for p in parameters])
         self._moves = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
-        options = {"capturable": where.type == "cuda"} if name != "sgd" else {}
-        self._of_torch = OF_TORCH[name](self._moves, lr=1.0, fused=True, **options)
+        self._of_torch = of_torch(self._moves, lr=1.0)
         self._decay = DECAYS.get(name, 0.0)
         self._rates = learning_rates.to(parameters[0])
-        self._scales = (torch.ones(1, dtype=torch.float64) if scales is None else scales).to(where)
-        self._steps = torch.zeros((), dtype=torch.int64, device=where)
 
     @torch.no_grad()
     def step(self) -> None:
         """Move all parameters that have a gradient."""
         rates = self._rates * self._scales.take(self._steps.clamp(max=len(self._scales) - 1))
         self._steps.add_(1)
+        if self._alike:
+            self._rate.copy_(rates)
+            self._of_torch.step()
+            self._of_torch.zero_grad()
+        else:
+            self._move(rates)
+
+    def _move(self, rates: torch.Tensor) -> None:
         self._all_moves.zero_()
         for parameter, move in zip(self._parameters, self._moves, strict=True):
             move.grad, parameter.grad = parameter.grad, None

@@ -84,6 +84,7 @@ class Ensemble:
         self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
         self._device = device()
         self._parameters, self._buffers = (_on(self._device, state) for state in stack_module_state(models))
+        self._own = self._shared() if len(models) == 1 else []
         rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
         scales = schedule(self.settings.get("schedule", "constant"), self.settings["epochs"] * self.steps_per_epoch)
         name = self.settings.get("optimizer", "adam")
@@ -101,6 +102,14 @@ class Ensemble:
             self._clip = self._clip.to(self._device)
             work = WeakMethod(self._step)  # without a cycle, memory is free as soon as an ensemble is
             self._replayed = Replayed(lambda *inputs: cast(Work, work())(*inputs))
+
+    def _shared(self) -> list[torch.nn.Parameter]:
+        """The parameters of a model by itself, after it got the stacked tensors: it can train as any module does."""
+        own = list(self._model.to(self._device).parameters())
+        stacked = [*self._parameters.values(), *self._buffers.values()]
+        for tensor, stack in zip([*own, *self._model.buffers()], stacked, strict=True):
+            tensor.data = stack.detach()[0]
+        return own
 
     def pairing(self, member: int) -> dict[str, str]:
         """Hashes of what runs of one seed share."""
@@ -150,15 +159,26 @@ class Ensemble:
         return (self._replayed or self._step)(inputs, targets)
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        for parameter in self._parameters.values():
+        for parameter in (*self._parameters.values(), *self._own):
             parameter.grad = None  # a recording that failed may have left one
-        losses = self._of_all(self._loss)(self._parameters, self._buffers, inputs, targets)
-        losses.sum().backward()
+        losses = self._backward(inputs, targets)
         if self._clips:
             _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
         self._optimizer.step()
         self._average.update()
-        return losses.detach()
+        return losses
+
+    def _backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Set the gradients of all models and return their losses (E,)."""
+        if len(self.tasks) > 1:
+            losses = torch.vmap(self._loss)(self._parameters, self._buffers, inputs, targets)
+            losses.sum().backward()
+            return losses.detach()
+        loss = self.tasks[0].loss(self._model(inputs[0]), targets[0])
+        loss.backward()
+        for stacked, own in zip(self._parameters.values(), self._own, strict=True):
+            stacked.grad = None if own.grad is None else own.grad.unsqueeze(0)
+        return loss.detach().unsqueeze(0)
 
     @torch.no_grad()
     def validate(self) -> tuple[torch.Tensor, list[Any]]:
