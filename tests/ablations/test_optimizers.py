@@ -8,12 +8,13 @@ import torch
 from ablations.optimizers import OF_TORCH, Average, Optimizer, schedule
 
 
+@pytest.mark.parametrize("rates", [[0.01, 0.001], [0.01, 0.01]], ids=["different", "alike"])
 @pytest.mark.parametrize("name", OF_TORCH)
-def test_an_optimizer_with_a_rate_per_model_is_torchs_with_each_rate(name):
-    rates, targets = [0.01, 0.001], torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
+def test_an_optimizer_with_a_rate_per_model_is_torchs_with_each_rate(name, rates):
+    targets = torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
     stacked = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
     alone = [torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in rates]
-    ours = Optimizer(name, [stacked], torch.tensor(rates), torch.tensor([0.5]))
+    ours = Optimizer(name, [stacked], torch.tensor(rates, dtype=torch.float64), torch.tensor([0.5]))
     theirs = [OF_TORCH[name]([weights], lr=rate / 2) for weights, rate in zip(alone, rates, strict=True)]
     for _ in range(20):
         (stacked - targets).pow(4).sum().backward()
