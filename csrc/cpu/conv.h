@@ -25,23 +25,6 @@ void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
 
 // ----------------------------------------------------------------------------------------------------- backward
 
-// Whether zero gradients may be left out: what they are multiplied with is finite.
-template <class T>
-bool may_skip_zeros(const ConvBackward<T>& d, const Parallel& parallel) {
-  const ConvShape& s = d.shape;
-  const int64_t image = s.channels * s.height * s.width, images = (s.shared ? 1 : s.models) * s.batch;
-  const int64_t chunks = least(images, 16), step = divide_up(images, most(1, chunks));
-  bool finite[16] = {};
-  if (d.dweight == nullptr) return true;
-  parallel_for(parallel, chunks, [&](int64_t i) {
-    const int64_t first = least(images, i * step);
-    finite[i] = all_finite(d.x + first * image, (least(images, first + step) - first) * image);
-  });
-  for (int64_t i = 0; i < chunks; ++i)
-    if (!finite[i]) return false;
-  return true;
-}
-
 // Of sums (E, parts, size), adds all parts to the first, in their order.
 template <class T>
 void add_parts(const Parallel& parallel, int64_t models, int64_t parts, int64_t size, T* sums) {
@@ -55,21 +38,27 @@ void add_parts(const Parallel& parallel, int64_t models, int64_t parts, int64_t 
 }
 
 // Gradients of weights and biases as sums over a fixed number of parts of the batch, whatever the number of threads,
-// each summed in order: the result does not depend on them. `work(model, group, first, last, dweight, dbias)` adds
-// those of images [first, last) to `weights` and `biases` elements; that of element k of output o then lies at place(o,
-// k).
-template <class T, class Work, class Place>
+// each summed in order: the result does not depend on them. `work(scratch, model, group, first, last, dweight, dbias)`
+// adds those of images [first, last) to `weights` and `biases` elements; that of element k of output o then lies at
+// place(o, k). start(count) makes the scratch for so many images, which a task's groups share.
+template <class T, class Start, class Work, class Place>
 void sum_gradients(const ConvBackward<T>& d, const Grid& grid, int64_t weights, int64_t biases,
-                   const Parallel& parallel, const Work& work, const Place& place) {
+                   const Parallel& parallel, const Start& start, const Work& work, const Place& place) {
   const ConvShape& s = d.shape;
   const int64_t parts = most(1, least(s.batch, 16)), images = divide_up(s.batch, parts);
   Scratch<T> dweights(s.models * parts * s.groups * weights), dbiases(s.models * parts * s.groups * biases);
-  parallel_for(parallel, s.models * parts * s.groups, [&](int64_t task) {
-    const int64_t group = task % s.groups, part = task / s.groups, first = part % parts * images;
-    T *dweight = dweights + task * weights, *dbias = dbiases + task * biases;
-    __builtin_memset(dweight, 0, weights * sizeof(T));
-    __builtin_memset(dbias, 0, biases * sizeof(T));
-    if (first < s.batch) work(part / parts, group, first, least(s.batch, first + images), dweight, dbias);
+  const int64_t chunks = least(s.groups, 8), groups = divide_up(s.groups, chunks);
+  parallel_for(parallel, s.models * parts * chunks, [&](int64_t task) {
+    const int64_t part = task / chunks, first = part % parts * images, last = least(s.batch, first + images);
+    const int64_t begin = task % chunks * groups, end = least(s.groups, begin + groups);
+    const auto scratch = start(most(0, last - first));
+    for (int64_t group = begin; group < end; ++group) {
+      T *dweight = dweights + (part * s.groups + group) * weights,
+        *dbias = dbiases + (part * s.groups + group) * biases;
+      __builtin_memset(dweight, 0, weights * sizeof(T));
+      __builtin_memset(dbias, 0, biases * sizeof(T));
+      if (first < last) work(scratch, part / parts, group, first, last, dweight, dbias);
+    }
   });
   add_parts(parallel, s.models, parts, s.groups * biases, dbiases.get());
   if (d.dweight != nullptr) add_parts(parallel, s.models, parts, s.groups * weights, dweights.get());
@@ -102,9 +91,9 @@ bool winograd_backward(const ConvBackward<T>& d, const Grid& grid, const Paralle
   Scratch<bool> moderate(images);
   if (!plan.kernels.moderate) return false;
   sum_gradients(
-      d, grid, grid.depth * plan.pitch, plan.pitch, parallel,
-      [&](int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
-        winograd_images(plan, model, group, first, last, dweight, dbias,
+      d, grid, grid.depth * plan.pitch, plan.pitch, parallel, [&](int64_t) { return WinogradBackScratch<T, M>(plan); },
+      [&](const auto& scratch, int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
+        winograd_images(plan, scratch, model, group, first, last, dweight, dbias,
                         moderate + (model * s.groups + group) * s.batch);
       },
       [&](int64_t o, int64_t k) { return k * plan.pitch + o; });
@@ -113,33 +102,55 @@ bool winograd_backward(const ConvBackward<T>& d, const Grid& grid, const Paralle
   return true;
 }
 
+// Whether to multiply the largest pixels' gradients by themselves is faster than depthwise_backward, where it serves:
+// by the products of each for a gradient, as measured with kernels of 3 x 3 to 7 x 7.
+template <class T>
+bool windows_beat_depthwise(const ConvShape& s) {
+  const int64_t all = 2 * s.window[0] * s.window[1] * s.kernel[0] * s.kernel[1] / lanes<T>;
+  return all > 4 * s.kernel[0] * divide_up(s.kernel[1], lanes<T>) + 9;
+}
+
+// By the largest pixels of windows; returns false, and leaves the gradients to be computed, where infinities meet
+// zeros.
+template <class T>
+bool windows_backward(const ConvBackward<T>& d, const Grid& grid, const Parallel& parallel) {
+  const ConvShape& s = d.shape;
+  if (s.depthwise() && !windows_beat_depthwise<T>(s)) return false;
+  const Windows<T> windows(d, grid);
+  if (!windows.serves() || !windows.finite) return false;
+  const int64_t images = s.models * s.groups * s.batch;
+  Scratch<bool> finite(images);
+  sum_gradients(
+      d, grid, grid.outputs * windows.weight_size, grid.outputs, parallel,
+      [&](int64_t count) { return WindowsScratch<T>(windows, count); },
+      [&](const auto& scratch, int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
+        bool* done = finite + (model * s.groups + group) * s.batch;
+        for (int64_t b = first, count; b < last; b += count) {
+          count = least(scratch.images, last - b);
+          const bool all = backward_windows(windows, scratch, model, model * s.batch + b, count, group, dweight, dbias);
+          for (int64_t i = b; i < b + count; ++i) done[i] = all;
+        }
+      },
+      [&](int64_t o, int64_t k) { return windows.weight_place(o, k); });
+  for (int64_t i = 0; i < images; ++i)
+    if (!finite[i]) return false;
+  return true;
+}
+
 template <class T>
 void conv_backward(const ConvBackward<T>& d, const Parallel& parallel) {
   const ConvShape& s = d.shape;
-  if (s.depthwise()) return depthwise_backward(d, parallel);
   const Grid grid(s);
   if (d.winograd && winograd_back_serves<T>(s, grid) &&
       (winograd_tile(s, grid) == 2 ? winograd_backward<T, 2>(d, grid, parallel)
                                    : winograd_backward<T, 4>(d, grid, parallel)))
     return;
-  const Windows<T> windows(d, grid);
-  if (windows.serves() && windows.finite && may_skip_zeros(d, parallel)) {
-    sum_gradients(
-        d, grid, grid.outputs * windows.weight_size, grid.outputs, parallel,
-        [&](int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
-          const WindowsScratch<T> scratch(windows, last - first);
-          for (int64_t b = first; b < last; b += scratch.images)
-            backward_windows(windows, scratch, model, model * s.batch + b, least(scratch.images, last - b), group,
-                             dweight, dbias);
-        },
-        [&](int64_t o, int64_t k) { return windows.weight_place(o, k); });
-    return;
-  }
+  if (windows_backward(d, grid, parallel)) return;
+  if (s.depthwise()) return depthwise_backward(d, parallel);
   const DensePlan<T> dense(d, {s, d.x, d.weight, d.bias, nullptr, nullptr, false}, parallel);
   sum_gradients(
-      d, grid, grid.depth * dense.pitch, dense.pitch, parallel,
-      [&](int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
-        const DenseScratch<T> scratch(dense);
+      d, grid, grid.depth * dense.pitch, dense.pitch, parallel, [&](int64_t) { return DenseScratch<T>(dense); },
+      [&](const auto& scratch, int64_t model, int64_t group, int64_t first, int64_t last, T* dweight, T* dbias) {
         for (int64_t b = first; b < last; ++b)
           dense_backward(dense, scratch, model * s.batch + b, group, dweight, dbias);
       },

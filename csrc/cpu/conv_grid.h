@@ -36,6 +36,14 @@ int64_t whole_vectors(int64_t count) {
   return divide_up(count, lanes<T>) * lanes<T>;
 }
 
+template <class T>
+RECURVE_INLINE void copy_row(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some elements again
+    store(to + i, load(from + i, count - i), count - i);
+  }
+}
+
 // a modulo b, never negative.
 inline int64_t remainder(int64_t a, int64_t b) { return (a % b + b) % b; }
 

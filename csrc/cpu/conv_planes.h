@@ -35,14 +35,6 @@ struct PlanesPlan {
   int64_t image_size() const { return grid.inputs * grid.plane() + 2 * lanes<T>; }  // a vector may reach over its end
 };
 
-template <class T>
-RECURVE_INLINE void copy_row(const T* from, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; i += lanes<T>) {
-    if (i + lanes<T> > count && count >= lanes<T>) i = count - lanes<T>;  // whole vectors, some elements again
-    store(to + i, load(from + i, count - i), count - i);
-  }
-}
-
 // Rows [first, last) of the padded image, whose margins are there already.
 template <class T>
 void fill_planes(const ConvShape& s, const Grid& grid, const T* image, int64_t first, int64_t last, T* padded) {

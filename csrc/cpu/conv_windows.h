@@ -19,10 +19,12 @@ constexpr int64_t windows_bytes = 384 * 1024;  // of the images' rows that a lis
 constexpr int tile_vectors = RECURVE_VECTOR_REGISTERS == 32 ? 24 : 12;
 constexpr int tile_width = tile_vectors / 3;
 
-constexpr bool is_tile_rows(int64_t rows) { return rows <= 3 || rows == 5; }
+constexpr bool is_tile_rows(int64_t rows) { return rows <= 3 || rows == 5 || rows == 7; }
 
 template <int V>
-constexpr int most_tile_rows = tile_vectors / V >= 5 ? 5 : 3;
+constexpr int most_tile_rows = tile_vectors / V >= 7   ? 7
+                               : tile_vectors / V >= 5 ? 5
+                                                       : 3;
 
 template <int V, int R, class F>
 RECURVE_INLINE void call_tile_of(int64_t rows, const F& f) {
@@ -94,7 +96,9 @@ void add_outer_products(const Gradients<T>& g, const T* x, int64_t row, T* dweig
   }
 }
 
-// dx += each gradient times the weights (R rows, V vectors), around its pixel.
+// dx += each gradient times the weights (R rows, V vectors), around its pixel. Neighbours in the list reach the same
+// pixels, and what was just stored cannot be loaded at once: four parts of the list take turns. `count` is a multiple
+// of four.
 template <class T, int R, int V>
 void scatter_gradients(const Gradients<T>& g, const T* weight, int64_t weight_row, T* dx, int64_t row) {
   Vector<T> w[R][V];
@@ -103,18 +107,20 @@ void scatter_gradients(const Gradients<T>& g, const T* weight, int64_t weight_ro
     RECURVE_UNROLL
     for (int v = 0; v < V; ++v) w[r][v] = load(weight + r * weight_row + v * lanes<T>);
   }
-  for (int64_t i = 0; i < g.count; ++i) {
-    T* at = dx + g.place[i];
-    const T value = g.value[i];
-    RECURVE_UNROLL
-    for (int r = 0; r < R; ++r) {
+  const int64_t part = g.count / 4;
+  for (int64_t i = 0; i < part; ++i)
+    for (int64_t j = i; j < g.count; j += part) {
+      T* at = dx + g.place[j];
+      const T value = g.value[j];
       RECURVE_UNROLL
-      for (int v = 0; v < V; ++v) {
-        T* to = at + r * row + v * lanes<T>;
-        store(to, load(to) + w[r][v] * value);
+      for (int r = 0; r < R; ++r) {
+        RECURVE_UNROLL
+        for (int v = 0; v < V; ++v) {
+          T* to = at + r * row + v * lanes<T>;
+          store(to, load(to) + w[r][v] * value);
+        }
       }
     }
-  }
 }
 
 // A gradient, and where the weights begin that it is multiplied with.
@@ -224,7 +230,8 @@ struct Windows {
   Windows(const ConvBackward<T>& d_, const Grid& grid_)
       : d(d_),
         grid(grid_),
-        pitch(d_.dx == nullptr && grid_.inputs < lanes<T> ? grid_.inputs : whole_vectors<T>(grid_.inputs)),
+        pitch(grid_.inputs == 1 || (d_.dx == nullptr && grid_.inputs < lanes<T>) ? grid_.inputs
+                                                                                 : whole_vectors<T>(grid_.inputs)),
         row(grid.width * pitch),
         image(grid.height * row),
         vectors(divide_up(d_.shape.kernel[1] * pitch, lanes<T>)),
@@ -257,7 +264,7 @@ struct Windows {
   int vectors_to_gather() const {
     const ConvShape& s = d.shape;
     const int64_t size = s.kernel[0], all = pitch / lanes<T>;
-    if (!serves() || d.dx == nullptr || size > 3 || s.kernel[1] != size) return 0;
+    if (!serves() || d.dx == nullptr || all == 0 || size > 3 || s.kernel[1] != size) return 0;
     if (s.window[0] != 2 || s.window[1] != 2 || s.dilation[0] != 1 || s.stride[0] != 1 || s.stride[1] != 1) return 0;
     return size == 1 && all % 4 == 0 ? 4 : size <= 2 && all % 2 == 0 ? 2 : 1;
   }
@@ -296,7 +303,7 @@ struct Windows {
       T* pixels = to + (y + s.padding[0]) * row + s.padding[1] * pitch;
       const T* from = x + y * s.width;
       if (pitch == 1)
-        __builtin_memcpy(pixels, from, s.width * sizeof(T));
+        copy_row(from, s.width, pixels);
       else if (pitch < lanes<T>)
         for (int64_t i = 0; i < s.width; ++i)
           for (int64_t c = 0; c < pitch; ++c) pixels[i * pitch + c] = from[c * plane + i];
@@ -309,7 +316,9 @@ struct Windows {
   // One image's gradients back into planes of channels.
   void unpack(const T* from, T* dx) const {
     const ConvShape& s = d.shape;
-    for (int64_t y = 0; y < s.height; ++y)
+    for (int64_t y = 0; y < s.height && pitch == 1; ++y)
+      copy_row(from + (y + s.padding[0]) * row + s.padding[1], s.width, dx + y * s.width);
+    for (int64_t y = 0; y < s.height && pitch > 1; ++y)
       for (int64_t i = 0; i < s.width; i += lanes<T>)
         for (int64_t c = 0; c < grid.inputs; c += lanes<T>) {
           const T* pixels = from + (y + s.padding[0]) * row + (i + s.padding[1]) * pitch + c;
@@ -345,7 +354,7 @@ struct Windows {
 
   // Drops zeros, and fills up with some to a multiple of 4.
   void compress(Gradients<T>& g) const {
-    if (vectors * d.shape.kernel[0] > 12 || (d.dx != nullptr && gathered == 0)) {
+    if (vectors * d.shape.kernel[0] * (d.dx != nullptr && gathered == 0 ? 2 : 1) > 12) {
       int64_t count = 0;
       for (int64_t i = 0; i < g.count; ++i) {
         const T value = g.value[i];
@@ -441,19 +450,21 @@ struct WindowsScratch {
 };
 
 // Gradients of `count` images of a model and group from `image` on: adds to dweight (outputs, weight_size) and dbias
-// (outputs), fills dx.
+// (outputs), fills dx. Returns whether leaving out zeros, and multiplying with those that fill up vectors, did no harm.
 template <class T>
-void backward_windows(const Windows<T>& w, const WindowsScratch<T>& scratch, int64_t model, int64_t image,
+bool backward_windows(const Windows<T>& w, const WindowsScratch<T>& scratch, int64_t model, int64_t image,
                       int64_t count, int64_t group, T* dweight, T* dbias) {
   const ConvBackward<T>& d = w.d;
   const ConvShape& s = d.shape;
   const Grid& grid = w.grid;
   const int64_t plane = s.height * s.width, pooled = s.pooled(0) * s.pooled(1);
   const int64_t rows = count > 1 ? s.pooled(0) : w.rows_at_once();
+  bool finite = true;
   if (d.dweight != nullptr)
     for (int64_t b = 0; b < count; ++b) {
       const int64_t source = s.shared ? (image + b) % s.batch : image + b;
       w.pack(d.x + (source * s.channels + group * grid.inputs) * plane, scratch.x + b * w.image);
+      finite = finite && all_finite(scratch.x + b * w.image, w.image);
     }
   if (d.dx != nullptr) __builtin_memset(scratch.dx.get(), 0, count * w.image * sizeof(T));
   for (int64_t first = 0; first < s.pooled(0); first += rows)
@@ -462,7 +473,10 @@ void backward_windows(const Windows<T>& w, const WindowsScratch<T>& scratch, int
       Gradients<T> g{scratch.values, scratch.places, 0};
       for (int64_t b = 0; b < count; ++b) {
         const int64_t at = ((image + b) * s.outputs + output) * pooled;
-        dbias[o] += w.list(d.y + at, d.places + at, d.dy + at, first, least(s.pooled(0), first + rows), b * w.image, g);
+        const T sum =
+            w.list(d.y + at, d.places + at, d.dy + at, first, least(s.pooled(0), first + rows), b * w.image, g);
+        dbias[o] += sum;
+        if (w.pitch == 1 && sum - sum != 0) finite = false;
       }
       w.compress(g);
       if (d.dweight != nullptr) w.multiply(g, scratch.x, dweight + o * w.weight_size);
@@ -479,6 +493,7 @@ void backward_windows(const Windows<T>& w, const WindowsScratch<T>& scratch, int
   if (d.dx != nullptr)
     for (int64_t b = 0; b < count; ++b)
       w.unpack(scratch.dx + b * w.image, d.dx + ((image + b) * s.channels + group * grid.inputs) * plane);
+  return finite;
 }
 
 }  // namespace

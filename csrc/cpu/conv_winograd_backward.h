@@ -95,7 +95,6 @@ struct WinogradBackScratch {
         kernels(p.d.dweight == nullptr ? 0 : Tiles::places * kernel_place),
         products(Tiles::places * (p.strips * p.tiles.across * 3 * lanes<T> + winograd_gap)),
         sums(Tiles::side * p.tiles.row()) {
-    if (p.d.dweight != nullptr) __builtin_memset(kernels, 0, Tiles::places * kernel_place * sizeof(T));
     __builtin_memset(sums, 0, Tiles::side * p.tiles.row() * sizeof(T));
   }
 };
@@ -249,14 +248,14 @@ void add_strip(const WinogradBackPlan<T, M>& plan, const WinogradBackScratch<T, 
 // Images [first, last) of a model and group: adds to dweight (inputs, 9, pitch) and dbias (pitch), fills dx. Says of
 // each image whether its values are moderate.
 template <class T, int M>
-void winograd_images(const WinogradBackPlan<T, M>& plan, int64_t model, int64_t group, int64_t first, int64_t last,
-                     T* dweight, T* dbias, bool* moderate) {
+void winograd_images(const WinogradBackPlan<T, M>& plan, const WinogradBackScratch<T, M>& t, int64_t model,
+                     int64_t group, int64_t first, int64_t last, T* dweight, T* dbias, bool* moderate) {
   const ConvBackward<T>& d = plan.d;
   const ConvShape& s = d.shape;
   const WinogradTiles<T, M>& tiles = plan.tiles;
-  const WinogradBackScratch<T, M> t(plan);
   const int64_t all = (last - first) * tiles.down, plane = s.height * s.width;
   bool rows_moderate[M + 2] = {};
+  if (d.dweight != nullptr) __builtin_memset(t.kernels, 0, WinogradTiles<T, M>::places * t.kernel_place * sizeof(T));
   for (int64_t b = first; b < last; ++b) moderate[b] = true;
   for (int64_t start = 0, count; start < all; start += count) {
     count = least(plan.strips, all - start);

@@ -346,6 +346,19 @@ MUTANTS = [
         "s < S; ++s) sum += sums[s][r][v]",
         "s < S; ++s) sum += sums[0][r][v] * 0",
     ),
+    conv("a quarter of the gradients scattered", "cpu/conv_windows.h", "j < g.count; j += part", "j < part; j += part"),
+    conv(
+        "infinity beside a depthwise kernel",
+        "cpu/conv_windows.h",
+        "if (w.pitch == 1 && sum - sum != 0) finite = false;",
+        "",
+    ),
+    conv(
+        "kernels of the group before",
+        "cpu/conv_winograd_backward.h",
+        "if (d.dweight != nullptr) __builtin_memset(t.kernels",
+        "if (d.dweight != nullptr && group == 0) __builtin_memset(t.kernels",
+    ),
     conv("zeros skipped beside infinity", "cpu/conv_windows.h", "if (sum[k] != 0) return false;", ""),
     conv(
         "images of a list not told apart",

@@ -71,6 +71,16 @@ def cases():
     for kernel, dilation in (((7, 7), 1), ((3, 3), (2, 3)), ((1, 5), 1), ((4, 3), 1), ((1, 11), 1)):
         options = {"groups": 9, "padding": (3, 5), "dilation": dilation, "pool_size": (3, 2)}
         yield replace(PLAIN, channels=9, outputs=9, kernel=kernel, size=(13, 22), options=options)
+    # Kernels that reach far around the largest pixel of a window, of depthwise channels and of one channel a group.
+    for kernel, size, outputs in (
+        ((7, 7), (16, 16), 20),
+        ((9, 9), (33, 40), 20),
+        ((11, 3), (16, 9), 20),
+        ((5, 5), (8, 8), 40),
+    ):
+        options = {"groups": 20, "padding": (kernel[0] // 2, kernel[1] // 2)}
+        yield replace(PLAIN, channels=20, outputs=outputs, kernel=kernel, size=size, batch=18, options=options)
+    yield replace(PLAIN, channels=9, outputs=9, kernel=(10, 10), size=(24, 24), models=2, options={"groups": 9})
     for shared in (False, True):
         options = {"groups": 18, "padding": 1}
         yield replace(PLAIN, channels=18, outputs=18, batch=17, models=2, shared=shared, options=options)
@@ -215,6 +225,19 @@ def test_where_a_gradient_is_zero_a_value_that_is_not_finite_still_counts(name, 
         found = results(ops.conv_block, tensors, options)
     for key, expected in results(ops.conv_block_reference, tensors, options).items():
         torch.testing.assert_close(found[key], expected, rtol=0, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_a_gradient_that_is_not_finite_stays_where_the_kernel_reaches(value):
+    """A vector that a row of the kernel does not fill must not carry it further."""
+    x, weight = torch.ones(1, 2, 24, 24, dtype=torch.float64), torch.ones(2, 1, 9, 9, dtype=torch.float64)
+    x.requires_grad_()
+    y = ops.conv_block(x, weight, groups=2, padding=4)
+    gradient = torch.zeros_like(y)
+    gradient[0, 1, 6, 6] = value
+    (found,) = torch.autograd.grad(y, x, gradient)
+    assert int((~found.isfinite()).sum()) == 81
+    assert not found[0, 1, 8:17, 8:17].isfinite().any()
 
 
 @pytest.mark.parametrize("models", [None, 2], ids=["single", "ensemble"])
