@@ -179,7 +179,7 @@ void dense_backward(const DensePlan<T>& plan, const DenseScratch<T>& t, int64_t 
   const Grid& grid = plan.grid;
   const int64_t set = image / s.batch * s.groups + group, pooled = s.pooled(0) * s.pooled(1);
   const T* x = plan.forward.image(image, group);
-  if (s.padding[0] > 0 || s.padding[1] > 0) {
+  if (plan.forward.padded) {
     pad_rows(s, grid, x, 0, grid.height, t.padded.get());
     x = t.padded;
   }

@@ -11,12 +11,6 @@ namespace {
 
 constexpr int depthwise_pixels = 12;  // that a weight, once loaded, serves
 
-// to[i] = the i-th pixels of `count` planes, `plane` elements apart.
-template <class T>
-void interleave(const T* from, int64_t plane, int64_t count, int64_t pixels, T* to) {
-  transpose_rows(from, plane, count, pixels, to, lanes<T>);
-}
-
 // A plane of pixels that are vectors, with a border.
 template <class T>
 struct VectorPlane {
@@ -138,9 +132,10 @@ struct Depthwise {
   }
 
   void pack(const T* x, int64_t block, const VectorPlane<T>& to) const {
-    const int64_t plane = s.height * s.width;
+    const ImageLayout layout = s.x_layout();
     for (int64_t y = 0; y < s.height; ++y)
-      interleave(x + y * s.width, plane, width(block), s.width, to.at(y + s.padding[0], s.padding[1]));
+      read_pixels(x + layout.at(0, 0, y * s.width), layout, width(block), s.width,
+                  to.at(y + s.padding[0], s.padding[1]), lanes<T>);
   }
 };
 
@@ -148,7 +143,7 @@ template <class T>
 void depthwise_forward(const ConvForward<T>& f, const Parallel& parallel) {
   const ConvShape& s = f.shape;
   const Depthwise<T> plan(s, f.weight, f.bias);
-  const int64_t pooled = s.pooled(0) * s.pooled(1), plane = s.height * s.width;
+  const int64_t pooled = s.pooled(0) * s.pooled(1);
   const int64_t parts = least(s.batch, 16), images = divide_up(s.batch, most(1, parts));
   parallel_for(parallel, s.models * parts * plan.blocks, [&](int64_t task) {
     const int64_t block = task % plan.blocks, part = task / plan.blocks % parts, model = task / plan.blocks / parts;
@@ -158,12 +153,12 @@ void depthwise_forward(const ConvForward<T>& f, const Parallel& parallel) {
     const VectorKernel<T> kernel = plan.kernel(plan.weights, model, block, x.width);
     const Vector<T> bias = load(plan.biases + (model * plan.blocks + block) * lanes<T>);
     for (int64_t b = part * images; b < least(s.batch, (part + 1) * images); ++b) {
-      const int64_t image = model * s.batch + b, first = image * s.channels + block * lanes<T>;
-      plan.pack(f.x + ((s.shared ? b : image) * s.channels + block * lanes<T>)*plane, block, x);
+      const int64_t image = model * s.batch + b, y = s.y_layout().at(image, block * lanes<T>, 0);
+      plan.pack(f.x + s.x_layout().at(s.shared ? b : image, block * lanes<T>, 0), block, x);
       for (int64_t i = 0; i < plan.rows; ++i)
         convolve_row(kernel, x.at(i * s.stride[0], 0), s.stride[1] * lanes<T>, plan.columns, bias, rows.at(i, 0));
-      finish_rows<T, 1>(s, rows.data.get(), plan.columns, s.pooled(0), plan.width(block), f.y + first * pooled,
-                        f.places == nullptr ? nullptr : f.places + first * pooled, places.get());
+      finish_rows<T, 1>(s, rows.data.get(), plan.columns, s.pooled(0), plan.width(block), f.y + y,
+                        f.places == nullptr ? nullptr : f.places + y, places.get());
     }
   });
 }
@@ -287,9 +282,9 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
     const VectorKernel<T> back = plan.kernel(plan.flipped, model, block, t.d.width);
     const Vector<T> bias = load(plan.biases + (model * plan.blocks + block) * lanes<T>);
     for (int64_t b = part * images; b < least(s.batch, (part + 1) * images); ++b) {
-      const int64_t image = model * s.batch + b, first = image * s.channels + block * lanes<T>;
-      plan.pack(d.x + ((s.shared ? b : image) * s.channels + block * lanes<T>)*plane, block, t.x);
-      load_gradients(d, first * pooled, count, pooled, t.gradients.get(), t.places.get());
+      const int64_t image = model * s.batch + b;
+      plan.pack(d.x + s.x_layout().at(s.shared ? b : image, block * lanes<T>, 0), block, t.x);
+      load_gradients(d, s.y_layout().at(image, block * lanes<T>, 0), count, pooled, t.gradients.get(), t.places.get());
       for (int64_t i = 0; i < s.pooled(0); ++i) {
         for (int64_t r = 0; r < s.window[0] && !s.keeps_enough(); ++r)
           convolve_row(kernel, t.x.at((i * s.window[0] + r) * s.stride[0], 0), step, plan.columns, bias,
@@ -305,7 +300,8 @@ void depthwise_backward(const ConvBackward<T>& d, const Parallel& parallel) {
       for (int64_t y = 0; y < s.height; ++y)
         convolve_row(back, t.d.at(y + s.padding[0], s.padding[1]), lanes<T>, s.width, zero_vector<T>(),
                      t.dx + y * s.width * lanes<T>);
-      to_planes(t.dx.get(), lanes<T>, plane, count, d.dx + first * plane, plane);
+      write_pixels(t.dx.get(), lanes<T>, plane, count, d.dx + s.x_layout().at(image, block * lanes<T>, 0),
+                   s.x_layout());
     }
   });
   parallel_for(parallel, s.models * plan.blocks, [&](int64_t task) {

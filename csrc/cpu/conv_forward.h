@@ -45,6 +45,8 @@ struct ForwardPlan {
   ConvForward<T> f;
   Grid grid;
   OutputBlocks blocks;
+  bool padded;
+  int64_t channel, pixel;      // elements from one to the next in what is convolved
   Scratch<T> weights, biases;  // (E, groups, blocks, depth, width of the block), (E, groups, vectors)
   Scratch<int64_t> offsets;
 
@@ -52,10 +54,15 @@ struct ForwardPlan {
       : f(f_),
         grid(f_.shape),
         blocks(divide_up(grid.outputs, lanes<T>)),
+        padded(f_.shape.padding[0] > 0 || f_.shape.padding[1] > 0),
+        channel(f_.shape.channels_last ? 1 : grid.plane()),
+        pixel(!f_.shape.channels_last ? 1
+              : padded                ? grid.inputs
+                                      : f_.shape.channels),
         weights(f_.shape.models * f_.shape.groups * blocks.vectors * lanes<T> * grid.depth),
         biases(f_.shape.models * f_.shape.groups * blocks.vectors * lanes<T>),
         offsets(grid.depth) {
-    patch_offsets(f.shape, grid, offsets.get());
+    patch_offsets(f.shape, grid, channel, pixel, offsets.get());
     const int64_t whole = blocks.vectors * lanes<T>, sets = f.shape.models * f.shape.groups;
     for (int64_t set = 0; set < sets; ++set)
       for (int64_t o = 0; o < whole; ++o)
@@ -80,7 +87,7 @@ struct ForwardPlan {
   const T* image(int64_t index, int64_t group) const {
     const ConvShape& s = f.shape;
     const int64_t source = s.shared ? index % s.batch : index;
-    return f.x + (source * s.channels + group * grid.inputs) * s.height * s.width;
+    return f.x + s.x_layout().at(source, group * grid.inputs, 0);
   }
 };
 
@@ -106,9 +113,32 @@ void add_to_row(const T* x, int64_t step, const int64_t* offsets, int64_t k, int
   });
 }
 
+// As pad_rows where a pixel's channels lie side by side, and stay so.
+template <class T>
+void pad_rows_of_pixels(const ConvShape& s, const Grid& grid, const T* image, int64_t first, int64_t last, T* padded) {
+  const int64_t margin = s.padding[1] * grid.inputs;
+  for (int64_t y = first; y < last; ++y) {
+    T* to = padded + y * grid.width * grid.inputs;
+    const int64_t row = y - s.padding[0];
+    if (row < 0 || row >= s.height) {
+      __builtin_memset(to, 0, grid.width * grid.inputs * sizeof(T));
+      continue;
+    }
+    __builtin_memset(to, 0, margin * sizeof(T));
+    __builtin_memset(to + (grid.width * grid.inputs - margin), 0, margin * sizeof(T));
+    const T* from = image + row * s.width * s.channels;
+    if (s.groups == 1)
+      __builtin_memcpy(to + margin, from, s.width * s.channels * sizeof(T));
+    else
+      for (int64_t i = 0; i < s.width; ++i)
+        __builtin_memcpy(to + margin + i * grid.inputs, from + i * s.channels, grid.inputs * sizeof(T));
+  }
+}
+
 // The channels of a group with their padding, rows [first, last) of the padded image.
 template <class T>
 void pad_rows(const ConvShape& s, const Grid& grid, const T* image, int64_t first, int64_t last, T* padded) {
+  if (s.channels_last) return pad_rows_of_pixels(s, grid, image, first, last, padded);
   for (int64_t c = 0; c < grid.inputs; ++c)
     for (int64_t y = first; y < last; ++y) {
       T* to = padded + c * grid.plane() + y * grid.width;
@@ -132,12 +162,13 @@ void convolve_rows(const ForwardPlan<T>& plan, const T* x, const T* weights, con
   for (int64_t k = 0; k == 0 || k < grid.depth; k += product_block) {
     const int64_t end = least(grid.depth, k + product_block);
     for (int64_t r = 0; r < count; ++r) {
-      const T* from = x + (first + r) * s.stride[0] * grid.width;
+      const T* from = x + (first + r) * s.stride[0] * grid.width * plan.pixel;
       T* to = rows + r * grid.columns * width;
-      if (s.stride[1] == 1)
+      const int64_t step = s.stride[1] * plan.pixel;
+      if (step == 1)
         add_to_row<T, G, true>(from, 1, plan.offsets, k, end, weights, bias, grid.columns, to, width);
       else
-        add_to_row<T, G, false>(from, s.stride[1], plan.offsets, k, end, weights, bias, grid.columns, to, width);
+        add_to_row<T, G, false>(from, step, plan.offsets, k, end, weights, bias, grid.columns, to, width);
     }
   }
 }
@@ -148,10 +179,9 @@ void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64
   const ConvShape& s = plan.f.shape;
   const Grid& grid = plan.grid;
   const int64_t set = index / s.batch * s.groups + group, window = s.window[0];
-  const bool padded = s.padding[0] > 0 || s.padding[1] > 0;
-  Scratch<T> copy(padded ? grid.inputs * grid.plane() : 0);
+  Scratch<T> copy(plan.padded ? grid.inputs * grid.plane() : 0);
   const T* x = plan.image(index, group);
-  if (padded) {
+  if (plan.padded) {
     const int64_t end = (last * window - 1) * s.stride[0] + (s.kernel[0] - 1) * s.dilation[0] + 1;
     pad_rows(s, grid, x, first * window * s.stride[0], end, copy.get());
     x = copy;
@@ -162,12 +192,12 @@ void direct_rows(const ForwardPlan<T>& plan, int64_t index, int64_t group, int64
   Scratch<T> rows(size), places(plan.f.places == nullptr ? 0 : size);
   for (int64_t block = 0; block < plan.blocks.count; ++block)
     plan.blocks.with_width(block, [&]<int G>() {
-      const int64_t output = plan.blocks.first(block) * lanes<T>, plane = s.pooled(0) * s.pooled(1);
+      const int64_t output = plan.blocks.first(block) * lanes<T>;
       const T *weights = plan.weights_of(set, block), *bias = plan.biases_of(set, block);
       for (int64_t row = first; row < last; row += band) {
         const int64_t count = least(band, last - row);
         convolve_rows<T, G>(plan, x, weights, bias, row * window, count * window, rows.get());
-        const int64_t at = (index * s.outputs + group * grid.outputs + output) * plane + row * s.pooled(1);
+        const int64_t at = s.y_layout().at(index, group * grid.outputs + output, row * s.pooled(1));
         finish_rows<T, G>(s, rows, grid.columns, count, grid.outputs - output, plan.f.y + at,
                           plan.f.places == nullptr ? nullptr : plan.f.places + at, places);
       }

@@ -52,10 +52,17 @@ inline int64_t parts_for(const Parallel& parallel, int64_t tasks, int64_t most_p
   return parallel.threads == 1 || tasks == 0 ? 1 : least(most_parts, divide_up(2 * parallel.threads, tasks));
 }
 
-// Where the elements of a patch lie in the padded image: offsets[depth].
-inline void patch_offsets(const ConvShape& s, const Grid& grid, int64_t* offsets) {
+// Where the elements of a patch lie in the padded image, whose channels and pixels are so far apart: offsets[depth].
+inline void patch_offsets(const ConvShape& s, const Grid& grid, int64_t channel, int64_t pixel, int64_t* offsets) {
   for (int64_t k = 0; k < grid.depth; ++k)
-    offsets[k] = k / grid.taps * grid.plane() + grid.tap_offset(s, k % grid.taps);
+    offsets[k] = k / grid.taps * channel + grid.tap_offset(s, k % grid.taps) * pixel;
+}
+
+// Some channels, at most a vector, of pixels that lie in a layout, side by side: to[i * pitch + channel], zero beyond.
+template <class T>
+void read_pixels(const T* from, const ImageLayout& layout, int64_t channels, int64_t pixels, T* to, int64_t pitch) {
+  if (layout.pixel == 1) return transpose_rows(from, layout.channel, channels, pixels, to, pitch);
+  for (int64_t i = 0; i < pixels; ++i) store(to + i * pitch, load(from + i * layout.pixel, channels));
 }
 
 }  // namespace

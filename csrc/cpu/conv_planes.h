@@ -29,7 +29,7 @@ struct PlanesPlan {
   int64_t offsets[planes_depth];
 
   PlanesPlan(const ConvForward<T>& f_, const Grid& grid_) : f(f_), grid(grid_) {
-    patch_offsets(f.shape, grid, offsets);
+    patch_offsets(f.shape, grid, grid.plane(), 1, offsets);
   }
 
   int64_t image_size() const { return grid.inputs * grid.plane() + 2 * lanes<T>; }  // a vector may reach over its end

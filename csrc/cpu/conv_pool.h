@@ -124,13 +124,30 @@ void to_planes_of_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t c
   });
 }
 
+// As to_planes, to where the channels and pixels lie.
+template <class T>
+void write_pixels(const T* pixels, int64_t pitch, int64_t count, int64_t channels, T* to, const ImageLayout& layout) {
+  if (layout.pixel == 1) return to_planes(pixels, pitch, count, channels, to, layout.channel);
+  for (int64_t i = 0; i < count; ++i) store(to + i * layout.pixel, load(pixels + i * pitch), channels);
+}
+
+template <class T>
+void write_bytes(const T* pixels, int64_t pitch, int64_t count, int64_t channels, uint8_t* to,
+                 const ImageLayout& layout) {
+  if (layout.pixel == 1) return to_planes_of_bytes(pixels, pitch, count, channels, to, layout.channel);
+  for (int64_t i = 0; i < count; ++i)
+    store_bytes<T>(to + i * layout.pixel, __builtin_bit_cast(Places<T>, load(pixels + i * pitch)), channels);
+}
+
 // Rows of the convolution, G vectors of output channels a pixel and `pitch` pixels a row, that become `pooled_rows`
-// rows of y: activated, pooled and turned into planes. The rows are overwritten; `places` is room for as many vectors.
+// rows of y: activated, pooled and put where they belong. The rows are overwritten; `places` is room for as many
+// vectors.
 template <class T, int G>
 void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows, int64_t channels, T* y,
                  uint8_t* y_places, T* places) {
   constexpr int64_t width = G * lanes<T>;
-  const int64_t columns = s.pooled(1), count = pooled_rows * columns, plane = s.pooled(0) * columns;
+  const int64_t columns = s.pooled(1), count = pooled_rows * columns;
+  const ImageLayout layout = s.y_layout();
   auto pool = [&](int64_t h, int64_t w, const auto& activation) {
     for (int64_t i = 0; i < pooled_rows; ++i)
       for (int64_t j = 0; j < columns; ++j) {
@@ -158,20 +175,31 @@ void finish_rows(const ConvShape& s, T* rows, int64_t pitch, int64_t pooled_rows
     pool_activated([](Vector<T> v) { return v; });
   }
   for (int64_t g = 0; g < G; ++g) {
-    const int64_t own = least(lanes<T>, channels - g * lanes<T>);
-    to_planes(rows + g * lanes<T>, width, count, own, y + g * lanes<T> * plane, plane);
-    if (y_places != nullptr)
-      to_planes_of_bytes(places + g * lanes<T>, width, count, own, y_places + g * lanes<T> * plane, plane);
+    const int64_t own = least(lanes<T>, channels - g * lanes<T>), at = g * lanes<T> * layout.channel;
+    write_pixels(rows + g * lanes<T>, width, count, own, y + at, layout);
+    if (y_places != nullptr) write_bytes(places + g * lanes<T>, width, count, own, y_places + at, layout);
   }
 }
 
-// Gradients of y times the slopes that follow from it, for `count` channels and so many pixels from element `first` on,
-// pixel by pixel, and the places of the largest.
+// Gradients of y times the slopes that follow from it, for `count` channels and so many pixels from the element at
+// `first` on, pixel by pixel, and the places of the largest.
 template <class T>
 void load_gradients(const ConvBackward<T>& d, int64_t first, int64_t count, int64_t pixels, T* gradients, T* places) {
   const ConvShape& s = d.shape;
-  const int64_t plane = s.pooled(0) * s.pooled(1);
+  const ImageLayout layout = s.y_layout();
+  const int64_t plane = layout.channel;
   const bool sloped = s.keeps_enough(), placed = s.keeps_places();
+  for (int64_t p = 0; p < pixels && layout.pixel > 1; ++p) {
+    const int64_t at = first + p * layout.pixel;
+    Vector<T> gradient = load(d.dy + at, count);
+    if (sloped) {
+      const Vector<T> y = load(d.y + at, count);
+      gradient = gradient * activation_slope(y, y, s.activation);
+    }
+    store(gradients + p * lanes<T>, gradient);
+    if (placed) store(places + p * lanes<T>, __builtin_bit_cast(Vector<T>, load_bytes<T>(d.places + at, count)));
+  }
+  if (layout.pixel > 1) return;
   for (int64_t p = 0; p < pixels; p += lanes<T>) {
     const int64_t left = pixels - p;
     Vector<T> rows[lanes<T>], of_places[lanes<T>];

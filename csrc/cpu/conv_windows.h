@@ -282,7 +282,9 @@ struct Windows {
     return o * weight_size + tap / width * weight_row + tap % width * pitch + k / grid.taps;
   }
 
-  bool serves() const { return d.shape.keeps_places() && d.shape.dilation[1] == 1 && image < (int64_t{1} << 30); }
+  bool serves() const {
+    return !d.shape.channels_last && d.shape.keeps_places() && d.shape.dilation[1] == 1 && image < (int64_t{1} << 30);
+  }
 
   // Images, or else rows of y of one image, that a list reaches over.
   int64_t images_at_once() const { return most(1, windows_bytes / bytes(image)); }

@@ -267,7 +267,8 @@ struct WinogradScratch {
 template <class T, int M>
 bool pack_row(const WinogradTiles<T, M>& tiles, const T* image, int64_t y, T* to) {
   const ConvShape& s = tiles.s;
-  const int64_t plane = s.height * s.width, pitch = tiles.channels, row = y - s.padding[0];
+  const ImageLayout layout = s.x_layout();
+  const int64_t plane = layout.channel, pitch = tiles.channels, row = y - s.padding[0];
   if (row < 0 || row >= s.height) {
     __builtin_memset(to, 0, tiles.width * pitch * sizeof(T));
     return true;
@@ -277,8 +278,16 @@ bool pack_row(const WinogradTiles<T, M>& tiles, const T* image, int64_t y, T* to
   Vector<T> squares = zero_vector<T>();
   for (int64_t c = 0; c < tiles.inputs; c += lanes<T>) {
     const int64_t count = least(lanes<T>, tiles.inputs - c);
-    const T* from = image + c * plane + row * s.width;
     T* pixels = to + s.padding[1] * pitch + c;
+    if (layout.pixel > 1) {
+      for (int64_t i = 0; i < used; ++i) {
+        const Vector<T> vector = load(image + (row * s.width + i) * layout.pixel + c, count);
+        squares += vector * vector;
+        store(pixels + i * pitch, vector);
+      }
+      continue;
+    }
+    const T* from = image + c * plane + row * s.width;
     for (int64_t i = 0; i < used; i += lanes<T>) {
       Vector<T> vectors[lanes<T>];
       for (int64_t n = 0; n < lanes<T>; ++n) {
@@ -346,7 +355,7 @@ void winograd_strips(const WinogradPlan<T, M>& plan, const WinogradScratch<T, M>
   const ConvShape& s = direct.f.shape;
   const Grid& grid = direct.grid;
   const int64_t model = set / s.groups, group = set % s.groups, all = count * tiles.across;
-  const int64_t plane = s.pooled(0) * s.pooled(1), pooled_rows = M / s.window[0];
+  const int64_t pooled_rows = M / s.window[0];
   bool moderate[side] = {};
   for (int64_t i = 0; i < count; ++i) {
     const int64_t strip = (first + i) % tiles.down, image = model * s.batch + (first + i) / tiles.down;
@@ -384,8 +393,7 @@ void winograd_strips(const WinogradPlan<T, M>& plan, const WinogradScratch<T, M>
                 store(t.output + ((r * tiles.across + tile) * M + k) * width + g, result[r] + start);
             }
           }
-        const int64_t to =
-            (image * s.outputs + group * grid.outputs + output) * plane + strip * pooled_rows * s.pooled(1);
+        const int64_t to = s.y_layout().at(image, group * grid.outputs + output, strip * pooled_rows * s.pooled(1));
         finish_rows<T, G>(s, t.output, tiles.across * M, least(pooled_rows, s.pooled(0) - strip * pooled_rows),
                           grid.outputs - output, direct.f.y + to,
                           direct.f.places == nullptr ? nullptr : direct.f.places + to, t.largest);

@@ -106,15 +106,14 @@ bool transform_gradients(const WinogradBackPlan<T, M>& plan, const WinogradBackS
                          int64_t group, int64_t strip, T* to, T* dbias) {
   constexpr int side = M + 2;
   const ConvShape& s = plan.d.shape;
-  const int64_t columns = s.pooled(1), plane = s.pooled(0) * columns, pitch = plan.pitch;
+  const int64_t columns = s.pooled(1), pitch = plan.pitch;
   const int64_t first = strip * (M / s.window[0]), count = least(M / s.window[0], s.pooled(0) - first);
   const int64_t row = plan.tiles.across * M * pitch;
   Vector<T> squares = zero_vector<T>();
   __builtin_memset(t.pixels, 0, M * row * sizeof(T));
   for (int64_t o = 0; o < plan.grid.outputs; o += lanes<T>) {
-    const int64_t channel = image * s.outputs + group * plan.grid.outputs + o;
-    load_gradients(plan.d, channel * plane + first * columns, least(lanes<T>, plan.grid.outputs - o), count * columns,
-                   t.loaded.get(), t.largest.get());
+    load_gradients(plan.d, s.y_layout().at(image, group * plan.grid.outputs + o, first * columns),
+                   least(lanes<T>, plan.grid.outputs - o), count * columns, t.loaded.get(), t.largest.get());
     Vector<T> sum = load(dbias + o);
     for (int64_t i = 0; i < count; ++i)
       sum += spread_row<T>(s, i, nullptr, 0, 0, t.loaded, t.largest, t.pixels + i * s.window[0] * row + o, pitch, row);
@@ -186,20 +185,21 @@ void transform_kernel_gradients(const WinogradBackPlan<T, M>& plan, const Winogr
     }
 }
 
-// Rows [first, last) of the padded image, which begin at `rows`, into dx's planes of the channels [c, c + G vectors).
+// Rows [first, last) of the padded image, which begin at `rows`, into dx's channels [c, c + G vectors).
 template <class T, int M, int G>
 void write_rows(const WinogradTiles<T, M>& tiles, const T* rows, int64_t first, int64_t last, int64_t c, T* dx) {
   const ConvShape& s = tiles.s;
+  const ImageLayout layout = s.x_layout();
   const int64_t read = most(0, least(s.width, tiles.width - s.padding[1]));  // columns that tiles read
   for (int64_t y = most(first, s.padding[0]); y < least(last, s.height + s.padding[0]); ++y)
     for (int64_t g = c; g < least(tiles.inputs, c + G * lanes<T>); g += lanes<T>) {
-      const int64_t count = least(lanes<T>, tiles.inputs - g), plane = s.height * s.width;
-      T* to = dx + g * plane + (y - s.padding[0]) * s.width;
+      const int64_t count = least(lanes<T>, tiles.inputs - g);
+      T* to = dx + layout.at(0, g, (y - s.padding[0]) * s.width);
       if (rows != nullptr)
-        to_planes(rows + (y - first) * tiles.row() + s.padding[1] * tiles.channels + g, tiles.channels, read, count, to,
-                  plane);
+        write_pixels(rows + (y - first) * tiles.row() + s.padding[1] * tiles.channels + g, tiles.channels, read, count,
+                     to, layout);
       for (int64_t k = 0; k < count; ++k)
-        for (int64_t x = rows != nullptr ? read : 0; x < s.width; ++x) to[k * plane + x] = 0;
+        for (int64_t x = rows != nullptr ? read : 0; x < s.width; ++x) to[layout.at(0, k, x)] = 0;
     }
 }
 
@@ -253,7 +253,7 @@ void winograd_images(const WinogradBackPlan<T, M>& plan, const WinogradBackScrat
   const ConvBackward<T>& d = plan.d;
   const ConvShape& s = d.shape;
   const WinogradTiles<T, M>& tiles = plan.tiles;
-  const int64_t all = (last - first) * tiles.down, plane = s.height * s.width;
+  const int64_t all = (last - first) * tiles.down;
   bool rows_moderate[M + 2] = {};
   if (d.dweight != nullptr) __builtin_memset(t.kernels, 0, WinogradTiles<T, M>::places * t.kernel_place * sizeof(T));
   for (int64_t b = first; b < last; ++b) moderate[b] = true;
@@ -266,7 +266,7 @@ void winograd_images(const WinogradBackPlan<T, M>& plan, const WinogradBackScrat
           transform_gradients(plan, t, image, group, strip, t.gradients + i * tiles.across * plan.pitch, dbias);
       moderate[b] = moderate[b] && gradients;
       if (d.dweight == nullptr) continue;
-      const T* x = d.x + (source * s.channels + group * tiles.inputs) * plane;
+      const T* x = d.x + s.x_layout().at(source, group * tiles.inputs, 0);
       const bool pixels = pack_strip(tiles, x, strip, strip > 0, t.rows.get(), rows_moderate);
       moderate[b] = moderate[b] && pixels;
       transform_inputs<T, M>(tiles, t.rows, t.input + i * tiles.across * tiles.channels, t.input_place);
@@ -281,7 +281,7 @@ void winograd_images(const WinogradBackPlan<T, M>& plan, const WinogradBackScrat
         for (int64_t i = 0; i < count; ++i) {
           const int64_t strip = (start + i) % tiles.down, image = model * s.batch + first + (start + i) / tiles.down;
           add_strip<T, M, G>(plan, t, t.products + i * tiles.across * width, place, c, strip,
-                             d.dx + (image * s.channels + group * tiles.inputs) * plane);
+                             d.dx + s.x_layout().at(image, group * tiles.inputs, 0));
         }
       });
   }

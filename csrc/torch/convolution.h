@@ -13,6 +13,8 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
+
 // What a call asks for besides its tensors.
 struct ConvOptions {
   IntArrayRef stride, padding, dilation;
@@ -32,7 +34,8 @@ inline int code_of(c10::string_view name, const char* const (&names)[N], const c
   return -1;
 }
 
-// The tensors of a call, contiguous, the weights with a leading ensemble axis.
+// The tensors of a call, contiguous, the weights with a leading ensemble axis. On the CPU, images of one model may keep
+// their channels last.
 struct ConvInputs {
   Tensor x, weight, bias;
   ConvShape shape;
@@ -47,7 +50,8 @@ struct ConvInputs {
                 "beside weights with a leading E, got ", x_.sizes());
     TORCH_CHECK(x_.scalar_type() == weight_.scalar_type(), "Input type (", x_.scalar_type(), ") and weight type (",
                 weight_.scalar_type(), ") should be the same");
-    x = x_.contiguous();
+    shape.channels_last = x_.is_cpu() && !ensemble && !x_.is_contiguous() && x_.is_contiguous(channels_last);
+    x = laid_out(x_);
     weight = (ensemble ? weight_ : weight_.unsqueeze(0)).contiguous();
     shape.models = weight.size(0);
     if (!shape.shared)
@@ -91,6 +95,19 @@ struct ConvInputs {
                   " are larger than the convolution's ", shape.convolved(0), " x ", shape.convolved(1));
     }
   }
+
+  // Images as the kernels of this call read them.
+  Tensor laid_out(const Tensor& images) const {
+    if (!shape.channels_last || images.dim() < 4) return images.contiguous();
+    return (images.dim() == 5 ? images.squeeze(0) : images).contiguous(channels_last);
+  }
+
+  // Room for images of all models, (E, B, channels, height, width).
+  Tensor room(int64_t channels, int64_t height, int64_t width, at::ScalarType type) const {
+    const auto options = x.options().dtype(type);
+    if (!shape.channels_last) return at::empty({shape.models, shape.batch, channels, height, width}, options);
+    return at::empty({shape.batch, channels, height, width}, options, channels_last).unsqueeze(0);
+  }
 };
 
 struct ConvKept {
@@ -105,8 +122,8 @@ struct ConvGradients {
 // Room for what the forward pass leaves, on the device of the inputs.
 inline ConvKept empty_kept(const ConvInputs& in, bool keep) {
   const ConvShape& s = in.shape;
-  const Tensor y = at::empty({s.models, s.batch, s.outputs, s.pooled(0), s.pooled(1)}, in.x.options());
-  return {y, keep && s.keeps_places() ? at::empty(y.sizes(), y.options().dtype(at::kByte)) : Tensor()};
+  auto room = [&](at::ScalarType type) { return in.room(s.outputs, s.pooled(0), s.pooled(1), type); };
+  return {room(in.x.scalar_type()), keep && s.keeps_places() ? room(at::kByte) : Tensor()};
 }
 
 // Room for the gradients that are asked for, on the device of the inputs.
@@ -114,7 +131,7 @@ inline ConvGradients empty_gradients(const ConvInputs& in, bool need_x, bool nee
   const ConvShape& s = in.shape;
   const auto like = in.x.options();
   ConvGradients d;
-  if (need_x) d.x = at::empty({s.models, s.batch, s.channels, s.height, s.width}, like);
+  if (need_x) d.x = in.room(s.channels, s.height, s.width, in.x.scalar_type());
   if (need_weight) d.weight = at::empty(in.weight.sizes(), like);
   if (in.bias.defined()) d.bias = at::empty({s.models, s.outputs}, like);
   return d;
@@ -157,7 +174,7 @@ ConvBackwardResult conv_block_backward(const Tensor& dy, const Tensor& x, const 
   const ConvInputs in(x, weight, bias, {stride, padding, dilation, groups, activation, pool, window});
   TORCH_CHECK(!in.shape.keeps_places() || places.numel() == y.numel(), "conv_block_backward: places must be as ",
               "conv_block_forward returned them, got ", places.sizes());
-  const ConvGradients d = RUN(in, dy.contiguous(), y.contiguous(), places.contiguous(), need_x, need_weight);
+  const ConvGradients d = RUN(in, in.laid_out(dy), in.laid_out(y), in.laid_out(places), need_x, need_weight);
   // A gradient in the shape of its input: summed over the models that shared it, without an axis that it lacked.
   auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
     if (!gradient.defined()) return at::empty({0}, x.options());

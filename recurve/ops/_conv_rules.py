@@ -42,23 +42,34 @@ def _fake(
         ((x.shape[i - 2] + 2 * padding[i] - dilation[i] * (weight.shape[i - 2] - 1) - 1) // stride[i] + 1) // window[i]
         for i in range(2)
     ]
-    return x.new_empty(*weight.shape[:-4], x.shape[-4], weight.shape[-4], *sides)
+    return _laid_out_as(x, x.new_empty(*weight.shape[:-4], x.shape[-4], weight.shape[-4], *sides))
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
     y = _fake(x, weight, bias, *options)
     *_, activation, pool, pool_size = options
     keeps_places = pool == "max" and pool_size[0] * pool_size[1] <= 256 and activation != "silu"
-    models = weight.shape[:-4] or (1,)
-    return y, x.new_empty((*models, *y.shape[-4:]) if keeps_places else (0,), dtype=torch.uint8)
+    if not keeps_places:
+        return y, x.new_empty(0, dtype=torch.uint8)
+    places = torch.empty_like(y, dtype=torch.uint8)
+    return y, places if weight.dim() == 5 else places.unsqueeze(0)
 
 
 def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     needed = (options[-2], options[-1], bias is not None)
-    return tuple(
+    dx, dweight, dbias = (
         t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
         for t, need in zip((x, weight, bias), needed, strict=True)
     )
+    return _laid_out_as(x, dx), dweight, dbias
+
+
+def _laid_out_as(x: Tensor, images: Tensor) -> Tensor:
+    """On the CPU, images of one model keep their channels last."""
+    last = x.device.type == "cpu" and images.dim() == x.dim() == 4 and not x.is_contiguous()
+    if not last or not x.is_contiguous(memory_format=torch.channels_last):
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

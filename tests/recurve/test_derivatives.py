@@ -161,6 +161,22 @@ def test_the_backward_of_the_block_keeps_the_rules_of_the_dispatcher(case, name,
         )
 
 
+@pytest.mark.parametrize("name", ["conv_block", "conv_block_winograd"])
+def test_a_block_of_channels_that_come_last_keeps_the_rules_of_the_dispatcher(name, generator):
+    x, *others = dispatcher_call(Block(channels=4, options={"padding": 1}), generator)
+    last = x.detach().to(memory_format=torch.channels_last)
+    op, forward, backward = (getattr(torch.ops.recurve, name + way) for way in ("", "_forward", "_backward"))
+    torch.library.opcheck(op.default, (last.requires_grad_(), *others))
+    inputs = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in (last, *others))
+    y, places = forward(*inputs)
+    torch.library.opcheck(forward.default, inputs, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        backward.default,
+        (torch.ones_like(y), *inputs[:3], y, places, *inputs[3:], True, True),
+        test_utils=BACKWARD_TESTS,
+    )
+
+
 @every_call
 def test_functional_gradients_equal_plain_ones(case, generator):
     tensors, arguments = case.tensors(generator), case.arguments(generator)

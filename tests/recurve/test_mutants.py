@@ -359,6 +359,18 @@ MUTANTS = [
         "if (d.dweight != nullptr) __builtin_memset(t.kernels",
         "if (d.dweight != nullptr && group == 0) __builtin_memset(t.kernels",
     ),
+    conv(
+        "places of pixels turned over",
+        "cpu/conv.h",
+        "to[c * rows + r] = from[r * columns + c];",
+        "to[r * columns + c] = from[r * columns + c];",
+    ),
+    conv(
+        "slopes left out where channels come last",
+        "cpu/conv_pool.h",
+        "gradient = gradient * activation_slope(y, y, s.activation);",
+        "",
+    ),
     conv("zeros skipped beside infinity", "cpu/conv_windows.h", "if (sum[k] != 0) return false;", ""),
     conv(
         "images of a list not told apart",

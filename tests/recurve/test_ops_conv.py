@@ -270,6 +270,53 @@ def test_layout_of_inputs_does_not_matter(layout, generator):
         )
 
 
+def calls_of_channels_last():
+    """Each kind of kernel, with channels that fill whole vectors and that do not, and the algorithm."""
+    for channels, kernel, pool in itertools.product((9, 16), ((3, 3), (7, 7), (4, 5)), POOLS):
+        options = {"groups": channels, "padding": kernel[0] // 2, "pool": pool}
+        yield Block(channels=channels, outputs=channels, kernel=kernel, size=(11, 14), options=options), "direct"
+    for channels, outputs, window in itertools.product((8, 11), (9, 16), (1, 2, (4, 3))):
+        options = {"padding": 1, "pool_size": window, "pool": "max" if window != 1 else "none"}
+        for algorithm in ("direct", "winograd"):
+            yield Block(channels=channels, outputs=outputs, size=(13, 17), options=options), algorithm
+    for groups, pool, activation in itertools.product((1, 2), POOLS, ("tanh", "silu")):
+        options = {"groups": groups, "pool": pool, "activation": activation}
+        case = Block(channels=6, outputs=10, size=(12, 17), options=options | {"padding": (1, 2)})
+        if activation == "tanh":
+            yield case, "winograd"
+        yield case, "direct"
+        yield replace(case, kernel=(1, 1), options=options), "direct"
+        yield replace(case, options=options | {"stride": (2, 1), "dilation": (1, 2)}), "direct"
+    yield Block(channels=3, outputs=7, size=(20, 33), options={"padding": 1}), "direct"
+    yield Block(channels=3, outputs=7, size=(20, 33), kernel=(2, 2), batch=17, options={"pool": "average"}), "direct"
+    yield Block(channels=5, outputs=1, size=(9, 9)), "winograd"
+
+
+@pytest.mark.parametrize(("case", "algorithm"), list(calls_of_channels_last()), ids=str)
+def test_channels_that_come_last_stay_last_and_nothing_changes(case, algorithm, generator):
+    tensors = case.tensors(generator)
+    layouts = []
+
+    def last(x, **others):
+        y = ops.conv_block(channels_last(x), **others, algorithm=algorithm)
+        layouts.append(y)
+        return y
+
+    assert_close(results(last, tensors, case.options), results(reference(case), tensors, case.options), 1e-10)
+    if layouts[0].device.type == "cpu":
+        assert layouts[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_where_channels_come_last_a_value_that_is_not_finite_stays_in_its_place(generator):
+    """Winograd's algorithm hands what is not finite over, forward and backward."""
+    case = Block(channels=8, outputs=8, size=(12, 17), kernel=(3, 3), options={"padding": 1})
+    tensors = case.tensors(generator)
+    tensors["x"][1, 3, 5, 6] = torch.inf
+    tensors["weight"].abs_()
+    found = ops.conv_block(channels_last(tensors.pop("x")), **tensors, **case.options, algorithm="winograd")
+    assert int((~found.isfinite()).sum()) == 8 * 4
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_expanded_inputs_and_output_gradients(pool, generator):
     case = Block(batch=1, models=3, options={"pool": pool, "padding": 1})
