@@ -217,7 +217,8 @@ class Ensemble:
 class Convolution:
     """Convolution, ReLU and 2x2 max pooling in one pass against F.conv2d, F.relu and F.max_pool2d.
 
-    The image is square with sides of `size` pixels and is padded so that the convolution keeps them.
+    The image is square with sides of `size` pixels and is padded so that the convolution keeps them. With `nhwc`, the
+    channels of images and of torch's weights come last in memory.
     """
 
     mode: Mode
@@ -227,6 +228,7 @@ class Convolution:
     size: int
     kernel: int
     depthwise: bool = False
+    nhwc: bool = False
 
     @property
     def group(self) -> str:
@@ -235,7 +237,7 @@ class Convolution:
     @property
     def shape(self) -> str:
         shape = f"B{self.batch}-C{self.in_channels}-O{self.out_channels}-S{self.size}-K{self.kernel}"
-        return shape + ("-depthwise" if self.depthwise else "")
+        return shape + "".join(f"-{word}" for word in ("depthwise", "nhwc") if getattr(self, word))
 
     @property
     def flops(self) -> int:
@@ -260,7 +262,10 @@ class Convolution:
         arguments = (self.in_channels, self.out_channels, self.kernel)
         ours = recurve.nn.ConvBlock(*arguments, padding=self.kernel // 2, groups=groups)
         native = _NativeBlock(*arguments, padding=self.kernel // 2, groups=groups)
-        images = [torch.randn(self.batch, self.in_channels, self.size, self.size) for _ in range(SAMPLES)]
+        layout = torch.channels_last if self.nhwc else torch.contiguous_format
+        native.weight.data = native.weight.to(memory_format=layout)
+        sides = (self.batch, self.in_channels, self.size, self.size)
+        images = [torch.randn(sides).to(memory_format=layout) for _ in range(SAMPLES)]
         samples = [(x, _cotangent(torch.nn.Conv2d.forward(native, x))) for x in images]
         return _modules_problem(samples, ours, native, self.mode, input_gradient(self.in_channels), device)
 
@@ -347,7 +352,7 @@ def _flat(outputs: Any) -> list[Tensor]:
 
 def parse(name: str) -> Case:
     """The case of that name: `recurrent-GRU-train-T30-B32-I3-H32`, also with `-L2` and `-bidirectional`;
-    `ensemble-LSTM-infer-E32-T30-B32-I3-H32`; `conv-train-B64-C3-O32-S32-K3`, also with `-depthwise`.
+    `ensemble-LSTM-infer-E32-T30-B32-I3-H32`; `conv-train-B64-C3-O32-S32-K3`, also with `-depthwise` and `-nhwc`.
 
     Raises:
         ValueError: there is no such kind of case, or a part is missing, unknown or no whole number above 0.
@@ -373,12 +378,12 @@ def parse(name: str) -> Case:
 SYNTAX: dict[str, tuple[Callable[..., Case], bool, str, tuple[str, ...]]] = {
     "recurrent": (cast(Callable[..., Case], Recurrent), True, "TBIH", ("L", "bidirectional")),
     "ensemble": (cast(Callable[..., Case], Ensemble), True, "ETBIH", ()),
-    "conv": (cast(Callable[..., Case], Convolution), False, "BCOSK", ("depthwise",)),
+    "conv": (cast(Callable[..., Case], Convolution), False, "BCOSK", ("depthwise", "nhwc")),
 }
 
 
 def _syntax(kind: str) -> str:
-    """`conv-MODE-B1-C1-O1-S1-K1[-depthwise]`."""
+    """`conv-MODE-B1-C1-O1-S1-K1[-depthwise][-nhwc]`."""
     _, cells, sizes, options = SYNTAX[kind]
     optional = "".join(f"[-{'L2' if option == 'L' else option}]" for option in options)
     return "-".join([kind, *(["CELL"] if cells else []), "MODE", *(f"{letter}1" for letter in sizes)]) + optional

@@ -26,6 +26,10 @@ STUDY_RECURRENT = """
 T7-B64-I1-H32 T14-B64-I1-H32 T28-B64-I1-H32 T14-B64-I1-H32-L2 T14-B256-I1-H64 T28-B256-I1-H64
 """
 STUDY_CONVOLUTIONS = "B64-C1-O16-S28-K3 B64-C16-O32-S14-K3 B64-C32-O64-S7-K3"
+CHANNELS_LAST = """
+B64-C16-O32-S14-K3-nhwc B64-C3-O32-S32-K3-nhwc B64-C64-O64-S16-K3-nhwc B64-C64-O128-S16-K1-nhwc
+B64-C64-O64-S16-K3-depthwise-nhwc B64-C64-O64-S16-K7-depthwise-nhwc
+"""
 STUDY_ENSEMBLES = "E16-T14-B64-I1-H32 E30-T14-B256-I1-H64"
 
 ENSEMBLE_SIZES = " ".join(f"E{2**power}-T30-B32-I3-H32" for power in range(9))
@@ -71,6 +75,7 @@ def cases(full: bool = False, device: str = "cpu") -> list[Case]:
             *_named(["recurrent-RNN-train", "recurrent-RNN-infer"], RECURRENT),
             *_named([f"recurrent-{cell}-train" for cell in ("LSTM", "GRU", "RNN")], STUDY_RECURRENT),
             *_named(["conv-train"], STUDY_CONVOLUTIONS),
+            *_named(["conv-train", "conv-infer"], CHANNELS_LAST),
             *_named([f"ensemble-{cell}-train" for cell in ("LSTM", "GRU", "RNN")], STUDY_ENSEMBLES),
             *_named(["ensemble-LSTM-train", "ensemble-GRU-train", "ensemble-GRU-infer"], ENSEMBLE_SIZES),
             *_named(["recurrent-LSTM-train", "recurrent-GRU-train"], SWEEPS),

@@ -62,7 +62,8 @@ def conv_block(
             are made of torch's ops, to compare.
 
     Returns:
-        (B, O, H', W'), with a leading E if there is one.
+        (B, O, H', W'), with a leading E if there is one. On the CPU, without E, channels that come last in the memory
+        of x (`torch.channels_last`) do so in the result.
 
     Raises:
         ValueError: an unknown activation, pool or algorithm, or an algorithm that does not serve the geometry.
@@ -173,27 +174,35 @@ def _native_wins(
 
     On the CPU, in training, where all pixels have a gradient: with very many weights, and where Winograd's algorithm
     does not serve, with strides, kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a
-    second time.
+    second time. Where channels come last torch is faster than elsewhere: it wins wherever the slopes need the sum
+    again, and often without max pooling.
     """
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if weight.dim() != 4 or x.dim() != 4:
         return False
     depthwise = groups > 1 and groups == x.shape[1] == weight.shape[0]
+    channels_last = x.stride(1) == 1 < x.shape[1]
     if x.is_cuda:
         return native_wins_convolution(
             weight.shape[1],
             weight.shape[-2:],
             depthwise=depthwise,
             training=training,
-            channels_last=x.stride(1) == 1 < x.shape[1],
+            channels_last=channels_last,
         )
+    again = activation == "silu" or (pool == "average" and activation != "none")
+    strided, depth, taps = tuple(stride) != (1, 1), weight[0].numel(), weight.shape[-2] * weight.shape[-1]
+    if channels_last:
+        if depthwise:
+            return (pool == "none" and (strided or taps <= 9)) or (training and again and taps <= 9)
+        if training:
+            return again or (pool != "max" and not winograd)
+        return not winograd and ((pool != "max" and taps >= 25) or (weight.shape[0] <= 8 and depth > 400))
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
-    again = activation == "silu" or (pool == "average" and activation != "none")
     if winograd and not again:
         return weight.numel() > 100_000  # the gradient of so many transformed kernels does not stay in the cache
-    depth, taps = weight[0].numel(), weight.shape[-2] * weight.shape[-1]
-    return tuple(stride) != (1, 1) or depth > (300 if again else 600) or (taps == 1 and pool == "none")
+    return strided or depth > (300 if again else 600) or (taps == 1 and pool == "none")
 
 
 def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]], window: Sequence[int]) -> bool:

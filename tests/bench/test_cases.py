@@ -126,7 +126,10 @@ def test_the_main_table_is_part_of_the_full_one_and_large_cases_are_left_to_gpus
         ("recurrent-CNN-train-T1-B1-I1-H1", "'CNN' stands where one of LSTM, GRU, RNN belongs"),
         ("recurrent-GRU-train-T3-B0-I1-H4", "'B0' is no size B above 0"),
         ("recurrent-GRU-train-T3-B2-I1", "'' is no size H above 0; it reads recurrent-CELL-MODE-T1-B1-I1-H1"),
-        ("conv-infer-B1-C3-O32-S32-K3-L2", "'L2' is not understood; allowed: conv-MODE-B1-C1-O1-S1-K1[-depthwise]"),
+        (
+            "conv-infer-B1-C3-O32-S32-K3-L2",
+            "'L2' is not understood; allowed: conv-MODE-B1-C1-O1-S1-K1[-depthwise][-nhwc]",
+        ),
     ],
 )
 def test_a_name_that_is_no_case_says_what_is_wrong_with_it(name: str, complaint: str) -> None:
