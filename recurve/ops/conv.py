@@ -197,7 +197,7 @@ def _native_wins(
             return (pool == "none" and (strided or taps <= 9)) or (training and again and taps <= 9)
         if training:
             return again or (pool != "max" and not winograd)
-        return not winograd and ((pool != "max" and taps >= 25) or (weight.shape[0] <= 8 and depth > 400))
+        return not winograd and ((pool != "max" and taps >= 25) or (weight.shape[0] <= 16 and depth > 400))
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
     if winograd and not again:

@@ -11,6 +11,7 @@ from cases import Block, Sequence, assert_close, assert_same, needs_kernels, ref
 
 import recurve
 from recurve import _backend, _extension, ops
+from recurve.ops import conv
 from recurve.ops._cuda import native_wins_convolution, native_wins_recurrent, refusal_convolution
 
 ROOT = Path(__file__).parents[2]
@@ -279,3 +280,24 @@ def test_cudnn_serves_float32_that_must_not_round():
 def test_cudnn_serves_convolutions_where_it_was_measured_to_win(inputs, kernel, options, wins):
     given = {"depthwise": False, "training": True, "channels_last": False} | options
     assert native_wins_convolution(inputs, (kernel, kernel), **given) is wins
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("weight", "options", "wins"),
+    [
+        ((32, 32, 3, 3), {}, (False, False)),
+        ((32, 32, 3, 3), {"activation": "silu"}, (False, True)),
+        ((32, 32, 5, 5), {"pool": "none", "winograd": False}, (True, True)),
+        ((8, 32, 5, 5), {"winograd": False}, (True, False)),
+        ((32, 1, 3, 3), {"winograd": False}, (False, False)),
+        ((32, 1, 3, 3), {"pool": "none", "winograd": False}, (True, True)),
+        ((32, 1, 7, 7), {"pool": "none", "winograd": False}, (False, False)),
+    ],
+    ids=str,
+)
+def test_torch_serves_channels_that_come_last_where_it_was_measured_to_win(weight, options, wins, training):
+    x = torch.empty(2, 32, 8, 8, device="cpu").to(memory_format=torch.channels_last)
+    weights = torch.empty(weight, device="cpu", requires_grad=training)
+    given = {"stride": (1, 1), "activation": "relu", "pool": "max", "winograd": True} | options
+    assert conv._native_wins(x, weights, groups=32 // weight[1], **given) is wins[training]
