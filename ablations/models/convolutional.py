@@ -95,7 +95,7 @@ class Layer(nn.Module):
         maxima = maxima[..., :-1, :] + F.relu(maxima[..., 1:, :] - maxima[..., :-1, :])  # torch's kernels are slower
         maxima = maxima[..., :-1] + F.relu(maxima[..., 1:] - maxima[..., :-1])
         down, right = (
-            _blur(there, here // 2, self.style.padding == "circular").to(maps)
+            _blur(there, here // 2, self.style.padding == "circular", maps.dtype, maps.device)
             for here, there in zip(maps.shape[-2:], maxima.shape[-2:], strict=True)
         )
         return down @ maxima @ right.T
@@ -188,15 +188,18 @@ def _normalisation(kind: str, channels: int) -> nn.Module:
 
 
 @cache
-def _blur(places: int, kept: int, circular: bool) -> torch.Tensor:
-    """The matrix (kept, places) of a blur by 1, 2, 1 at every other place; edges are joined or reflect."""
+def _blur(places: int, kept: int, circular: bool, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The matrix (kept, places) of a blur by 1, 2, 1 at every other place; edges are joined or reflect.
+
+    Made once, for a CUDA graph cannot copy it.
+    """
     matrix = torch.zeros(kept, places)
     for row in range(kept):
         for offset, weight in ((-1, 0.25), (0, 0.5), (1, 0.25)):
             place = 2 * row + offset
             reflected = min(abs(place), 2 * (places - 1) - place)
             matrix[row, place % places if circular else reflected] += weight
-    return matrix
+    return matrix.to(device, dtype)
 
 
 def _shortcut(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,20 @@
 """Claims on recorded training steps: the same numbers as launched ones, by a recorder that needs no GPU."""
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from planted import DEFAULTS, PlantedTask
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from ablations import studies
+from ablations.design import one_factor_at_a_time
 from ablations.graphs import WARM_UP, Replayed
 from ablations.records import Configuration
-from ablations.training import Ensemble
+from ablations.training import Ensemble, fresh_model
 
 
 class HostRecorder:
@@ -126,3 +132,39 @@ def test_work_that_cannot_be_recorded_goes_on_with_a_warning():
         found = training(8, lambda work, state: Replayed(work, Refuses(state)))
     for value, expected in zip(found, training(8, lambda work, _: work), strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes operations on tensors of the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        self.found += [str(operation) for tensor in tensors if tensor.device.type == "cpu"]
+        return result
+
+
+@pytest.mark.parametrize(
+    "study", [pytest.param(name, marks=[pytest.mark.slow] * (name != "vision")) for name in studies.names()]
+)
+def test_a_step_of_any_model_needs_nothing_of_another_device(study):
+    """Which a CUDA graph cannot copy. Meta tensors stand for those of a GPU."""
+    study = studies.load(study)
+    levels = {factor.name: tuple(level.name for level in factor.levels) for factor in study.factors}
+    for condition in one_factor_at_a_time(study, levels):
+        settings = study.settings("smoke", condition)
+        if settings.get("algorithm") == "direct":
+            continue  # there is no such kernel for meta tensors
+        task = study.task(settings, 0)
+        model = fresh_model(task, 0).train()
+        state = dict(model.named_parameters()) | dict(model.named_buffers())
+        state = {name: t.detach().to("meta").requires_grad_(t.requires_grad) for name, t in state.items()}
+        inputs, targets = task.train_inputs[:2].to("meta"), task.train_targets[:2].to("meta")
+        for mode in nullcontext(), Elsewhere():  # in the first step, as before a recording, constants are made
+            with mode:
+                task.loss(functional_call(model, state, (inputs,)), targets).backward()
+        assert not mode.found, condition
