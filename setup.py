@@ -12,7 +12,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from setuptools import setup
@@ -25,6 +27,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 if os.environ.get("RECURVE_SANITIZE") == "1":
     FLAGS += ["-O0", "-g1", *SANITIZERS]  # optimised, the instrumented kernels take many minutes to compile
     LINK_FLAGS += SANITIZERS
+KERNELS = "csrc/cpu/kernels.cpp"  # compiled once for each of:
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {
@@ -85,7 +88,7 @@ def extension_arguments(mode: str) -> dict:
         "define_macros": defines,
         "extra_compile_args": {"cxx": FLAGS},
         "extra_link_args": LINK_FLAGS,
-        "depends": [str(path) for path in Path("csrc").rglob("*.h")],
+        "depends": [KERNELS, *map(str, Path("csrc").rglob("*.h"))],
     }
     if not with_cuda:
         return {"ext_modules": [cpp_extension.CppExtension(**arguments)]}
@@ -100,7 +103,7 @@ def build_command(mode: str) -> type:
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
-        """Compiles the kernels once per instruction set; in mode `auto` a failure leaves a native-only install."""
+        """Compiles kernels once per instruction set, beside the rest; in mode `auto` failing leaves a native one."""
 
         def run(self) -> None:
             try:
@@ -119,15 +122,22 @@ def build_command(mode: str) -> type:
                 )
 
         def build_extension(self, extension) -> None:
+            compile_rest = self.compiler.compile
             with ThreadPoolExecutor() as pool:
-                for objects in pool.map(self.compile_kernels, INSTRUCTION_SETS):
-                    extension.extra_objects += objects
-            super().build_extension(extension)
+                kernels = pool.map(partial(self.compile_kernels, compile_rest), INSTRUCTION_SETS)
+                if not self.use_ninja:
+                    kernels = list(kernels)  # only ninja compiles CUDA sources beside others
 
-        def compile_kernels(self, instruction_set: str) -> list[str]:
+                def compile_all(*arguments, **options) -> list[str]:
+                    return compile_rest(*arguments, **options) + [path for paths in kernels for path in paths]
+
+                self.compiler.compile = compile_all
+                super().build_extension(extension)
+
+        def compile_kernels(self, compile_source: Callable, instruction_set: str) -> list[str]:
             flags = [*FLAGS, *INSTRUCTION_SETS[instruction_set]]
-            return self.compiler.compile(
-                ["csrc/cpu/kernels.cpp"],
+            return compile_source(
+                [KERNELS],
                 output_dir=str(Path(self.build_temp, instruction_set)),
                 macros=[("RECURVE_ISA", instruction_set)],
                 extra_postargs={"cxx": flags} if self.use_ninja else flags,

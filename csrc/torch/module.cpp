@@ -1,5 +1,7 @@
 // The Python module recurve._C: what was built, the instruction set in use, and probes.
-#include <torch/extension.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
 
 #include <map>
 #include <string>

@@ -1,6 +1,9 @@
 // Keeps the records of active probes, per thread.
 #include "probe.h"
 
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
 #include <limits>
 #include <stdexcept>
 
@@ -51,7 +54,7 @@ void Probe::end() {
 
 ProbeEntry Probe::record(const Options& options, const at::Tensor& w_ih, const at::Tensor& h0,
                          const std::optional<at::Tensor>& lengths, const at::Tensor& y, const at::Tensor& gates) {
-  const torch::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const int64_t E = gates.size(0), steps = gates.size(1), batch = gates.size(2), hidden = h0.size(-1);
   const std::vector<Kind> kinds = kinds_of(options);
   const auto like = gates.options();

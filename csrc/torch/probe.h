@@ -1,7 +1,7 @@
 // Records of what happens to gates and gradients inside the recurrent ops while a probe is active.
 #pragma once
 
-#include <torch/types.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>

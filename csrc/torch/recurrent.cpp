@@ -240,7 +240,7 @@ struct SequenceFunction : torch::autograd::Function<SequenceFunction> {
     }
     auto [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dh_norms, dc_norms] = r;
     if (probe) {
-      const torch::NoGradGuard no_grad;
+      const c10::NoGradGuard no_grad;
       auto leave = [&](const char* name, const Tensor& norms) {
         const Tensor record = ctx->saved_data[name].toTensor();
         if (record.defined()) record.copy_(norms.view_as(record));
