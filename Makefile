@@ -21,14 +21,14 @@ endif
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
 SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
 
-.PHONY: report test test-all sanitize faults benchmark record gpu lint build check-environment clean
+.PHONY: report test test-all sanitize faults benchmark record gpu lint build environment check-environment clean
 
 report: build
 	$(PY) -m ablations run epidemic vision --preset $(PRESET) --runs $(RUNS) || [ $$? -eq 1 ]
 	$(PY) -m ablations report --preset $(PRESET) --runs $(RUNS) --out $(OUT)
 
 test: build
-	$(PY) -m pytest
+	$(PY) -m pytest $(TESTS)
 
 test-all: build
 	$(PY) -m pytest -m "slow or not slow"
@@ -62,6 +62,8 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+environment: $(INSTALLED)
 
 build: $(BUILT)
 
