@@ -37,11 +37,11 @@ void pack_panel(const Gemm<T>& g, int64_t model, int64_t k0, int64_t K, int64_t 
 }
 
 // Packs R columns of `a` as to[k][r]. A whole vector is written for each k and what is too much of it is written over
-// by the next; `available` columns are there to be read.
+// by the next, save for the last few k, where it would leave the tile; `available` columns are there to be read.
 template <class T, int R>
 void pack_columns(const T* a, int64_t a_column, int64_t available, int64_t K, T* to) {
   constexpr int64_t width = (R + lanes<T> - 1) / lanes<T> * lanes<T>;
-  const int64_t whole = available < width ? 0 : K - 1;
+  const int64_t whole = available < width ? 0 : most(0, K + 1 - divide_up(width, R));
   for (int64_t k = 0; k < whole; ++k)
     for (int64_t i = 0; i < width; i += lanes<T>) store(to + k * R + i, load(a + k * a_column + i));
   for (int64_t k = whole; k < K; ++k) __builtin_memcpy(to + k * R, a + k * a_column, R * sizeof(T));

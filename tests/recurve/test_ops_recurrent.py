@@ -38,6 +38,8 @@ def cases():
         yield from (replace(plain, inputs=inputs) for inputs in (1, 40, 300))
         yield replace(plain, steps=1)
         yield replace(plain, steps=23, batch=2, hidden=3)
+        for inputs, hidden in ((20, 9), (9, 20), (3, 33)):  # weight gradients sum over many rows in tiles of any height
+            yield replace(plain, steps=20, batch=9, inputs=inputs, hidden=hidden)
         for flags in itertools.product([False, True], repeat=4):
             names = ("no_bias", "lengths", "resets", "reverse")
             yield replace(plain, steps=6, batch=6, **dict(zip(names, flags, strict=True)))
