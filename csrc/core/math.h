@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -70,12 +70,14 @@ struct ExpParts {
   V scale, fraction;  // exp(y) = scale + scale * fraction
 };
 
-// The larger or smaller of a bound and y; of not-a-number, y. One instruction, which compilers miss for AVX-512.
+// The larger or smaller of a bound and y; of not-a-number, y. One instruction, which compilers miss for vectors.
 template <class V>
 RECURVE_INLINE V at_least(typename Real<V>::Scalar bound, V y) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == 64 && sizeof(bound) == 4)
     return (V)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(bound), (__m512)y);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && sizeof(bound) == 4) return (V)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)y);
 #endif
   return y < bound ? V{} + bound : y;
 }
@@ -84,6 +86,8 @@ RECURVE_INLINE V at_most(typename Real<V>::Scalar bound, V y) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == 64 && sizeof(bound) == 4)
     return (V)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)y);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && sizeof(bound) == 4) return (V)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)y);
 #endif
   return y > bound ? V{} + bound : y;
 }
