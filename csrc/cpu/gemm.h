@@ -48,10 +48,10 @@ void pack_columns(const T* a, int64_t a_column, int64_t available, int64_t K, T*
 }
 
 // Packs `rows` columns of `a` tile by tile, a few k at a time: what a tile leaves of a line, the next finds in the
-// cache.
+// cache, also where rows lie a power of two apart and few lines of them fit.
 template <class T, int G>
 void pack_tiles(const T* a, int64_t a_column, int64_t rows, int64_t available, int64_t K, T* to) {
-  constexpr int64_t few = 64;
+  constexpr int64_t few = 16;
   for (int64_t k = 0; k < K; k += few)
     for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t m) {
       pack_columns<T, R>(a + k * a_column + m, a_column, available - m, least(few, K - k), to + m * K + k * R);
