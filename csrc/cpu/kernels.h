@@ -65,7 +65,7 @@ struct SequenceForward {
                      // the running one (E, B, H), null for a GRU; null for an RNN
   bool keep;         // leave in `gates` and `aux` what the backward pass needs
   const T* w_hh;     // (E, gates H, H)
-  const T* bias_n;   // GRU: hidden bias of n (E, H), or null
+  const T* bias_n;   // GRU: hidden bias of n, the last third of (E, gates H), or null
   const T *h0, *c0;  // (E, B, H); c0 of an LSTM only
   T* y;              // (E, T, B, H)
   T *h_n, *c_n;      // (E, B, H)

@@ -13,7 +13,7 @@
 namespace recurve {
 namespace {
 
-constexpr size_t smallest_kept = size_t{1} << 16;  // below, malloc does as well
+constexpr size_t smallest_kept = size_t{1} << 10;  // below, malloc does as well
 constexpr size_t most_kept = size_t{1} << 28;      // of all free blocks together
 constexpr size_t huge_page = size_t{1} << 21;
 

@@ -301,7 +301,7 @@ struct ForwardRows {
             width,
             aux(t, 0),
             s.y + at(t, 0) * H,
-            part(s.bias_n, model * H),
+            part(s.bias_n, model * width),
             nullptr,
             nullptr,
             H,
@@ -355,7 +355,7 @@ void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* stat
   for (int64_t unit0 = begin; unit0 < end; unit0 += width) {
     const T* panel = packed + unit0 * GATES * (inputs + hidden);
     for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
-      for_row_tiles<most_rows<(P < 4 ? P : 4)>>(count, [&]<int R>(int64_t r0) {
+      for_row_tiles<P <= 4 ? most_rows<P> : 1>(count, [&]<int R>(int64_t r0) {
         if (first.gates != nullptr)
           for (int64_t r = group + r0; r < group + r0 + R; ++r)
             for (int g = 0; g < GATES; ++g)
@@ -387,8 +387,12 @@ void run_stage(const ForwardRows<T>& rows, const T* packed, const T* const* stat
         }
       };
       if constexpr (Stage::activates_first)
-        for_vectors([&](const ForwardUnit<T>& at, int64_t r, int)
-                        RECURVE_INLINE_LAMBDA { Stage::activate_gates(at, sums[r]); });
+        for_vectors([&](const ForwardUnit<T>& at, int64_t r, int u) RECURVE_INLINE_LAMBDA {
+          Vector<T> gates[GATES];
+          for (int g = 0; g < GATES; ++g) gates[g] = sums[r][g * U + u];
+          Stage::activate_gates(at, gates);
+          for (int g = 0; g < GATES; ++g) sums[r][g * U + u] = gates[g];
+        });
       for_vectors([&](const ForwardUnit<T>& at, int64_t r, int u) RECURVE_INLINE_LAMBDA {
         Vector<T> gates[GATES];
         for (int g = 0; g < GATES; ++g) gates[g] = sums[r][g * U + u];
@@ -455,7 +459,9 @@ void sequence_forward(const SequenceForward<T>& s, const Parallel& parallel) {
     case Cell::lstm:
       return forward_single_stage<T, LstmForward, 1>(s, parallel);
     case Cell::gru:
-      return forward_single_stage<T, GruForward, 1>(s, parallel);
+      // The three sums of a lone sequence's vector of units would wait for themselves.
+      return s.shape.batch == 1 ? forward_single_stage<T, GruForward, 2>(s, parallel)
+                                : forward_single_stage<T, GruForward, 1>(s, parallel);
     case Cell::rnn:
       return wide ? forward_single_stage<T, RnnForward, 4>(s, parallel)
                   : forward_single_stage<T, RnnForward, 2>(s, parallel);
@@ -725,7 +731,7 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
       for (int g = 0; g < G && unit0 + g * lanes<T> < s.shape.hidden; ++g) {
         const int64_t unit = unit0 + g * lanes<T>;
         for_each_row<T>(first, group, count, unit, [&](BackwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
-          const RowStep now = rows.now[group + r], later = rows.later[group + r];
+          const RowStep &now = rows.now[group + r], &later = rows.later[group + r];
           const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, sums[r][g]);
           if (!now.active) return store(at.dh_carry, dh, at.count);
           if (at.dh_squares != nullptr) *at.dh_squares += sum_of_squares<T>(dh);

@@ -1,4 +1,5 @@
 // The recurrent ops: schemas, CPU implementations over the kernels, and autograd.
+#include <ATen/EmptyTensor.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -12,11 +13,22 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Like at::empty, in memory that the next call takes over.
+// at::empty without torch's dispatcher.
+Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::detail::empty_cpu(sizes, options); }
+
+// The same in memory that the next call takes over.
 Tensor workspace(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
   void* block = take_block(bytes);
   return at::from_blob(block, sizes, [block, bytes](void*) { give_block(block, bytes); }, options);
+}
+
+// The biases that do not pass the reset gate, (E, gates H).
+template <class T>
+void sum_biases(const Inputs& in, Cell cell, T* sum) {
+  const int64_t width = in.b_ih.size(1), apart = cell == Cell::gru ? 2 * in.hidden : width;
+  const T *b_ih = data<T>(in.b_ih), *b_hh = data<T>(in.b_hh);
+  for (int64_t i = 0; i < in.models * width; ++i) sum[i] = i % width < apart ? b_ih[i] + b_hh[i] : b_ih[i];
 }
 
 Kept run_forward(const Inputs& in, const Options& options, bool keep) {
@@ -24,35 +36,36 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   const int64_t width = gate_count(options.cell) * H;
   const auto like = in.x.options();
   const bool fused = fuses_input(B, I, H, width * I * in.x.element_size());
-  Kept out{at::empty({E, T_, B, H}, like), at::empty({E, B, H}, like), Tensor(), Tensor(), Tensor()};
-  if (options.cell == Cell::lstm) out.c_n = at::empty({E, B, H}, like);
+  Kept out{empty({E, T_, B, H}, like), empty({E, B, H}, like), Tensor(), Tensor(), Tensor()};
+  if (options.cell == Cell::lstm) out.c_n = empty({E, B, H}, like);
   if (keep || !fused || options.cell == Cell::gru_before) out.gates = workspace({E, T_, B, width}, like);
   const bool runs_aux = options.cell == Cell::lstm || options.cell == Cell::gru_before;
   if (keep && options.cell != Cell::rnn)
     out.aux = workspace({E, T_, B, H}, like);
   else if (runs_aux)
     out.aux = workspace({E, B, H}, like);
-  const std::pair<Tensor, Tensor> biases = split_biases(in, options.cell);
-  const Tensor &bias = biases.first, &bias_n = biases.second;  // clang 15 captures no structured binding
   const Parallel parallel = torch_parallel();
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     using T = scalar_t;
     const Kernels<T>& cpu = kernels<T>();
     auto writable = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; };
+    const Scratch<T> sums(in.b_ih.defined() ? E * width : 0);
+    if (in.b_ih.defined()) sum_biases<T>(in, options.cell, sums);
+    const T* bias = in.b_ih.defined() ? sums.get() : nullptr;
+    const T* bias_n = in.b_ih.defined() && options.cell == Cell::gru ? data<T>(in.b_hh) + 2 * H : nullptr;
     if (!fused)
       cpu.gemm({E, T_ * B, width, I, data<T>(in.x), in.shared ? 0 : T_ * B * I, I, 1, data<T>(in.w_ih), width * I, 1, I,
-                writable(out.gates), T_ * B * width, width, data<T>(bias), width, false},
+                writable(out.gates), T_ * B * width, width, bias, width, false},
                parallel);
-    cpu.sequence_forward(
-        {in.shape(options), fused ? data<T>(in.x) : nullptr, I, in.shared, data<T>(in.w_ih), data<T>(bias),
-         writable(out.gates), writable(out.aux), keep, data<T>(in.w_hh), data<T>(bias_n), data<T>(in.h0),
-         data<T>(in.c0), writable(out.y), writable(out.h_n), writable(out.c_n)},
-        parallel);
+    cpu.sequence_forward({in.shape(options), fused ? data<T>(in.x) : nullptr, I, in.shared, data<T>(in.w_ih), bias,
+                          writable(out.gates), writable(out.aux), keep, data<T>(in.w_hh), bias_n, data<T>(in.h0),
+                          data<T>(in.c0), writable(out.y), writable(out.h_n), writable(out.c_n)},
+                         parallel);
   });
   return out;
 }
 
-// What the backward pass reads beside the inputs; all with a leading E, contiguous.
+// What the backward pass reads beside the inputs; contiguous, with a leading E unless there is one model.
 struct Left {
   Tensor y, gates, aux, dy, dh_n, dc_n;
   Tensor before;  // the hidden state before each step, where it is not `y` shifted by a step
@@ -70,7 +83,6 @@ struct BackwardOfModels {
   const Left& left;
   const Squares& squares;
   const Gradients& d;
-  const Tensor& bias_sums;  // (E, gradients H): the gradients of the gates summed over steps and sequences
   int64_t first, models;
   const Parallel& parallel;
 
@@ -91,7 +103,7 @@ struct BackwardOfModels {
         parallel);
     if (d.x.defined()) gradient_of_input(dgates);
     if (d.w_ih.defined()) gradients_of_weights(dgates);
-    if (bias_sums.defined()) cpu.column_sums(dgates, models, rows, all, write(bias_sums), parallel);
+    if (d.b_ih.defined()) gradients_of_biases(dgates);
   }
 
   // A GRU's gradients lie as n from the input, r, z, n from the state; its weights as r, z, n.
@@ -105,6 +117,18 @@ struct BackwardOfModels {
     };
     add(is_gru() ? H : 0, 0, is_gru() ? 2 * H : width, false);
     if (is_gru()) add(0, 2 * H, H, true);
+  }
+
+  void gradients_of_biases(const T* dgates) const {
+    const Scratch<T> sums(models * all);
+    cpu.column_sums(dgates, models, rows, all, sums, parallel);
+    T *b_ih = write(d.b_ih), *b_hh = write(d.b_hh);
+    for (int64_t i = 0; i < models * width; ++i) {
+      const T* of_model = sums + i / width * all;
+      const int64_t gate = i % width;
+      b_hh[i] = of_model[all - width + gate];
+      b_ih[i] = is_gru() && gate >= 2 * H ? of_model[gate - 2 * H] : b_hh[i];
+    }
   }
 
   void gradients_of_weights(const T* dgates) const {
@@ -139,31 +163,31 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
                        const OptionalTensor& dc_n, const Tensor& y, const Tensor& gates, const Tensor& aux, bool need_x,
                        bool need_weights, bool probe) {
   const int64_t E = in.models, T_ = in.steps, B = in.batch, H = in.hidden, I = in.inputs;
-  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H;
+  const int64_t width = gate_count(options.cell) * H;
   const bool is_lstm = options.cell == Cell::lstm;
   const auto like = in.x.options();
-  auto whole = [&](const OptionalTensor& t, at::IntArrayRef shape) {
-    return t.has_value() && t->defined() ? t->reshape(shape).contiguous() : Tensor();
-  };
-  Left left{y.reshape({E, T_, B, H}), gates, aux, whole(dy, {E, T_, B, H}), whole(dh_n, {E, B, H}),
-            whole(dc_n, {E, B, H}),   {}};
+  auto whole = [&](const OptionalTensor& t) { return t.has_value() && t->defined() ? t->contiguous() : Tensor(); };
+  Left left{y.contiguous(), gates, aux, whole(dy), whole(dh_n), whole(dc_n), {}};
   if (need_weights && (in.lengths.defined() || in.resets.defined()))
-    left.before = states_before(in, options, left.y).contiguous();
+    left.before = states_before(in, options, y.reshape({E, T_, B, H})).contiguous();
   const Squares squares{probe ? at::zeros({E, T_, B}, like) : Tensor(),
                         probe && is_lstm ? at::zeros({E, T_, B}, like) : Tensor()};
   Gradients d;
-  d.h0 = at::empty({E, B, H}, like);
-  if (is_lstm) d.c0 = at::empty({E, B, H}, like);
-  if (need_x) d.x = at::empty({E, T_, B, I}, like);
+  d.h0 = empty({E, B, H}, like);
+  if (is_lstm) d.c0 = empty({E, B, H}, like);
+  if (need_x) d.x = empty({E, T_, B, I}, like);
   if (need_weights) {
-    d.w_ih = at::empty({E, width, I}, like);
-    d.w_hh = at::empty({E, width, H}, like);
+    d.w_ih = empty({E, width, I}, like);
+    d.w_hh = empty({E, width, H}, like);
   }
-  const Tensor bias_sums = need_weights && in.b_ih.defined() ? at::empty({E, all}, like) : Tensor();
+  if (need_weights && in.b_ih.defined()) {
+    d.b_ih = empty({E, width}, like);
+    d.b_hh = empty({E, width}, like);
+  }
   const Parallel parallel = torch_parallel(), one{1, parallel.run};
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
     auto run = [&](int64_t first, int64_t models, const Parallel& threads) {
-      BackwardOfModels<scalar_t>{in, options, left, squares, d, bias_sums, first, models, threads}();
+      BackwardOfModels<scalar_t>{in, options, left, squares, d, first, models, threads}();
     };
     // Model by model the gradients of the gates stay in the cache of the thread that reads them again.
     if (E % parallel.threads == 0 || E >= 4 * parallel.threads)
@@ -173,7 +197,6 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   });
   if (squares.dh.defined()) d.dh_norms = squares.dh.sum(-1).sqrt();
   if (squares.dc.defined()) d.dc_norms = squares.dc.sum(-1).sqrt();
-  if (bias_sums.defined()) set_bias_gradients(d, bias_sums, options.cell);
   return d;
 }
 

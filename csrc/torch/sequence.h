@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/ops/as_strided_native.h>
 
 #include "probe.h"
 
@@ -9,6 +10,20 @@ namespace recurve {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+// The tensor with a leading axis over models that all see it. Like the next, a view made without torch's dispatcher:
+// the views of a call would take as long as a short sequence.
+inline Tensor with_models(const Tensor& tensor, int64_t models) {
+  at::DimVector sizes(tensor.sizes()), strides(tensor.strides());
+  strides.insert(strides.begin(), models == 1 ? sizes[0] * strides[0] : 0);
+  sizes.insert(sizes.begin(), models);
+  return at::native::as_strided_tensorimpl(tensor, sizes, strides);
+}
+
+// The first model's part.
+inline Tensor without_models(const Tensor& tensor) {
+  return at::native::as_strided_tensorimpl(tensor, tensor.sizes().slice(1), tensor.strides().slice(1));
+}
 
 // The tensors of a call, contiguous, the weights and states with a leading ensemble axis.
 struct Inputs {
@@ -78,20 +93,17 @@ struct Inputs {
 
  private:
   // The tensor as (E, ...), contiguous, after a check of its shape, dtype and device.
-  Tensor whole(const char* op, const char* what, const Tensor& tensor, std::vector<int64_t> shape) const {
+  Tensor whole(const char* op, const char* what, const Tensor& tensor, at::IntArrayRef shape) const {
     const auto own = static_cast<int64_t>(shape.size());
     const bool leads = tensor.dim() == own + 1;
-    TORCH_CHECK((tensor.dim() == own || leads) && tensor.sizes().slice(leads ? 1 : 0) == at::IntArrayRef(shape), op,
-                ": ", what, " must be ", at::IntArrayRef(shape), ensemble ? ", with a leading E or not" : "", ", got ",
-                tensor.sizes());
+    TORCH_CHECK((tensor.dim() == own || leads) && tensor.sizes().slice(leads ? 1 : 0) == shape, op, ": ", what,
+                " must be ", shape, ensemble ? ", with a leading E or not" : "", ", got ", tensor.sizes());
     TORCH_CHECK(!leads || (ensemble && tensor.size(0) == models), op, ": ", what, " has ", tensor.size(0),
                 " models, w_ih has ", models, ensemble ? "" : " and no ensemble axis");
     TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), op, ": ", what, " is ", tensor.scalar_type(), ", x is ",
                 x.scalar_type(), "; convert one of them");
     TORCH_CHECK(tensor.device() == x.device(), op, ": ", what, " is on ", tensor.device(), ", x on ", x.device());
-    if (leads) return tensor.contiguous();
-    shape.insert(shape.begin(), models);
-    return tensor.unsqueeze(0).expand(shape).contiguous();
+    return (leads ? tensor : with_models(tensor, models)).contiguous();
   }
 };
 
@@ -139,7 +151,7 @@ inline void set_bias_gradients(Gradients& d, const Tensor& sums, Cell cell) {
 
 // Sums a gradient over the models that shared a tensor, and drops an ensemble axis that the caller did not give.
 inline Tensor like_input(const Tensor& gradient, const Tensor& input) {
-  return gradient.dim() == input.dim() ? gradient : gradient.size(0) == 1 ? gradient.squeeze(0) : gradient.sum(0);
+  return gradient.dim() == input.dim() ? gradient : gradient.size(0) == 1 ? without_models(gradient) : gradient.sum(0);
 }
 
 inline Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
@@ -157,7 +169,7 @@ ForwardResult sequence_forward(const Tensor& x, const Tensor& h0, const Optional
   const Options options{static_cast<Cell>(cell), reverse, activation, leak};
   const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
   const Kept out = RUN(in, options, keep);
-  auto shaped = [&](const Tensor& t) { return !t.defined() ? nothing(x) : in.ensemble ? t : t.squeeze(0); };
+  auto shaped = [&](const Tensor& t) { return !t.defined() ? nothing(x) : in.ensemble ? t : without_models(t); };
   return {shaped(out.y), shaped(out.h_n), shaped(out.c_n), keep ? out.gates : nothing(x),
           keep && out.aux.defined() ? out.aux : nothing(x)};
 }

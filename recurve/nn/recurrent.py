@@ -125,9 +125,8 @@ class _Layers(torch.nn.RNNBase):
         return torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, x.size(0))[0]
 
     def _weights(self, layer: int, direction: int) -> list[Tensor | None]:
-        suffix = f"_l{layer}{'_reverse' if direction else ''}"
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return [getattr(self, name + suffix) if self.bias or name.startswith("weight") else None for name in names]
+        names = self._all_weights[layer * (2 if self.bidirectional else 1) + direction]
+        return [*(getattr(self, name) for name in names), *(() if self.bias else (None, None))]
 
 
 class LSTM(_Layers):

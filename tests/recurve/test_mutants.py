@@ -102,7 +102,10 @@ MUTANTS = [
         "",
     ),
     recurrent(
-        "hidden bias of n of the first model", "cpu/recurrent.h", "part(s.bias_n, model * H)", "part(s.bias_n, 0 * H)"
+        "hidden bias of n of the first model",
+        "cpu/recurrent.h",
+        "part(s.bias_n, model * width)",
+        "part(s.bias_n, 0 * width)",
     ),
     recurrent(
         "leak on the wrong side",
@@ -155,6 +158,7 @@ MUTANTS = [
     recurrent(
         "product restarts for each part of K", "cpu/gemm.h", "adds = k0 > 0 || g.accumulate", "adds = g.accumulate"
     ),
+    recurrent("a tile packed over the next", "cpu/gemm.h", "most(0, K + 1 - divide_up(width, R))", "K - 1"),
     recurrent("product without its bias", "cpu/gemm.h", "else if (bias != nullptr)", "else if (false)"),
     recurrent("transposed packing mixes rows", "cpu/simd.h", "(L & D) == 0 ? L + D : lanes<T> + L", "L + D"),
     recurrent(
@@ -247,8 +251,8 @@ MUTANTS = [
     recurrent(
         "shared gradient of the first model only",
         "torch/sequence.h",
-        "gradient.squeeze(0) : gradient.sum(0)",
-        "gradient.squeeze(0) : gradient.select(0, 0)",
+        "without_models(gradient) : gradient.sum(0)",
+        "without_models(gradient) : gradient.select(0, 0)",
     ),
     conv("later of equals wins", "cpu/conv_pool.h", "larger = next > value", "larger = next >= value"),
     conv("not a number loses", "cpu/conv_pool.h", "unknown = next != next", "unknown = next > next"),
