@@ -37,7 +37,8 @@ MODULES = [str(TESTS / f"test_{name}.py") for name in ("nn_recurrent", "nn_conv"
 ONLY_CUDA = [str(TESTS / f"{name}.py") for name in ("tensor_cores", "cuda_convolution")]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_ops"]
 BENCHMARK = [  # a few cases: that its clocks, replayed graphs and limits work on a GPU
-    *(sys.executable, "-m", "pytest", "-q", "--benchmark", "--benchmark-device", "cuda", "--benchmark-seconds", "0.2"),
+    *(sys.executable, "-m", "pytest", "-q", "--benchmark", "--benchmark-device", "cuda"),
+    *("--benchmark-seconds", "0.2", "--benchmark-processes", "2"),  # each takes its time to start
     *("-k", "train and (T30-B32-I3-H32 or C1-O16-S28-K3)"),
 ]
 FORCED = "RECURVE_CUDA_DESIGN"
