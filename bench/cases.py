@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import recurve
-from bench.protocol import NATIVE, OURS, Competitor, Problem, Sample
+from bench.protocol import NATIVE, OURS, Competitor, Problem, Sample, coarser
 
 Cell = Literal["LSTM", "GRU", "RNN"]
 Mode = Literal["train", "infer"]
@@ -266,7 +266,8 @@ class Convolution:
         native.weight.data = native.weight.to(memory_format=layout)
         sides = (self.batch, self.in_channels, self.size, self.size)
         images = [torch.randn(sides).to(memory_format=layout) for _ in range(SAMPLES)]
-        samples = [(x, _cotangent(torch.nn.Conv2d.forward(native, x))) for x in images]
+        undecided = UNDECIDED * coarser(device)
+        samples = [(x, _cotangent(torch.nn.Conv2d.forward(native, x), undecided)) for x in images]
         return _modules_problem(samples, ours, native, self.mode, input_gradient(self.in_channels), device)
 
     @property
@@ -288,14 +289,15 @@ class _NativeBlock(torch.nn.Conv2d):
         return F.max_pool2d(F.relu(super().forward(input)), 2)
 
 
-def _cotangent(convolved: Tensor) -> Tensor:
-    """A random gradient of the pooled output, zero where rounding decides which pixel of a window gets it.
+def _cotangent(convolved: Tensor, undecided: float) -> Tensor:
+    """A random gradient of the pooled output, zero where rounding decides which pixel of a window gets it: leads that
+    are no larger than `undecided`.
 
     There the gradient is not determined by the mathematics, and right answers differ.
     """
     windows = convolved.detach().unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
     first, second = windows.topk(2).values.unbind(-1)
-    decided = (first < -UNDECIDED) | ((first > UNDECIDED) & (first - second > UNDECIDED))
+    decided = (first < -undecided) | ((first > undecided) & (first - second > undecided))
     return torch.randn_like(first) * decided
 
 

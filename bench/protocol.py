@@ -26,10 +26,16 @@ FEWEST_BLOCKS = 2
 WARM_UP_BLOCKS = 2
 SLOW_SECONDS = 0.1  # of all first calls: such a case is warm once its answers are checked
 ERROR_FLOOR, ERROR_CEILING = 1e-5, 1e-4
+TF32_COARSER = 200  # so many times larger errors are allowed where products round to TF32
 READY = 1e-3, 0.5  # an answer is there within so many seconds, or within so much of the time of its run
 TRIES = 5  # of an answer that seems late: someone else may have had the processor
 PAUSE = 0.01  # seconds until one library's idle threads have stopped to spin, and another's may have the processors
 SMALLEST_FACTOR = 0.5  # by which a block's inputs differ from those that the problem came with
+
+
+def coarser(device: str) -> int:
+    """By how much larger errors are rounding there than those of float32."""
+    return TF32_COARSER if device == "cuda" and torch.backends.cudnn.allow_tf32 else 1
 
 
 class WrongAnswer(AssertionError):
@@ -122,7 +128,7 @@ def check(problem: Problem) -> None:
     """Compare outputs and gradients with the float64 reference.
 
     An error is the largest deviation in a tensor over its largest value. Allowed are four times torch.nn's own error,
-    but no less than 1e-5 and no more than 1e-4.
+    but no less than 1e-5 and no more than 1e-4; with TF32 both are 200 times as large.
 
     Raises:
         WrongAnswer: naming the competitor, the tensor and its error.
@@ -151,8 +157,9 @@ def judge(problem: Problem, sample: Sample, answers: Mapping[str, Sequence[Tenso
         if [t.shape for t in answer] != [t.shape for t in truth]:
             found, expected = ([tuple(t.shape) for t in tensors] for tensors in (answer, truth))
             raise WrongAnswer(f"{name} answers with shapes {found}, the reference with {expected}; it is not timed")
+    floor, ceiling = (bound * coarser(sample[0].device.type) for bound in (ERROR_FLOOR, ERROR_CEILING))
     for index, true in enumerate(truth):
-        allowed = min(max(ERROR_FLOOR, 4 * _error(answers[NATIVE][index], true)), ERROR_CEILING)
+        allowed = min(max(floor, 4 * _error(answers[NATIVE][index], true)), ceiling)
         for name, answer in answers.items():
             where = f"tensor {index + 1} of {len(truth)}, shape {tuple(true.shape)}"
             error = _error(answer[index], true)

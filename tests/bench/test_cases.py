@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.cases import Case, Convolution, Ensemble, Mode, Recurrent, _cotangent, name_of, parse
+from bench.cases import UNDECIDED, Case, Convolution, Ensemble, Mode, Recurrent, _cotangent, name_of, parse
 from bench.declared import cases
 from bench.protocol import OURS, WrongAnswer, check
 
@@ -60,7 +60,8 @@ def test_gradients_go_nowhere_where_rounding_decides_the_winner_of_a_window() ->
     clear = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     closed = torch.tensor([[-1.0, -1.0], [-2.0, -3.0]])
     windows = torch.stack([tied, near_zero, clear, closed]).view(1, 4, 2, 2)
-    assert (_cotangent(windows) != 0).flatten().tolist() == [False, False, True, True]
+    assert (_cotangent(windows, UNDECIDED) != 0).flatten().tolist() == [False, False, True, True]
+    assert (_cotangent(windows, 2.0) != 0).flatten().tolist() == [False] * 4
 
 
 def test_arithmetic_of_an_lstm_is_that_of_its_matrix_products() -> None:

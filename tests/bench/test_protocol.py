@@ -15,7 +15,20 @@ import torch
 from machines import SAMPLES, Machine
 from torch import Tensor
 
-from bench.protocol import FEWEST_BLOCKS, OURS, TWIN, Competitor, Problem, Sample, WrongAnswer, check, measure, race
+from bench import protocol
+from bench.protocol import (
+    FEWEST_BLOCKS,
+    OURS,
+    TF32_COARSER,
+    TWIN,
+    Competitor,
+    Problem,
+    Sample,
+    WrongAnswer,
+    check,
+    measure,
+    race,
+)
 
 Answer = Callable[[Sample], list[Tensor]]
 
@@ -114,6 +127,20 @@ def test_a_wrong_answer_is_refused_before_anything_is_timed(name: str, wrong: st
 
 def test_rounding_is_no_wrong_answer() -> None:
     check(problem_with("recurve", lambda sample: [sample[0] * 2 * (1 + 1e-6)]))
+
+
+def test_coarser_rounding_is_allowed_on_cuda_alone_and_with_tf32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert (protocol.coarser("cpu"), protocol.coarser("cuda")) == (1, TF32_COARSER)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert protocol.coarser("cuda") == 1
+
+
+def test_rounding_to_tf32_is_no_wrong_answer_but_more_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "coarser", lambda device: TF32_COARSER)
+    check(problem_with("recurve", lambda sample: [sample[0] * 2 * (1 + 2**-11)]))
+    with pytest.raises(WrongAnswer, match=r"^recurve is off"):
+        check(problem_with("recurve", lambda sample: [sample[0] * 2 * (1 + 2**-8)]))
 
 
 def caching_by_address() -> Answer:
