@@ -76,7 +76,7 @@ def rows_of(case: Case, measurements: Sequence[Measurement], conditions: Conditi
     limits = Limits.highest([m.limits for m in measurements if m.limits is not None])
     known_bytes: dict[str, int] = next((m.held_bytes for m in measurements if m.held_bytes), {})
     rows = []
-    for clock in measurements[0].races:
+    for clock in [clock for clock in measurements[0].races if all(clock in m.races for m in measurements)]:
         races = [measurement.races[clock] for measurement in measurements]
         for other in [name for name in races[0].seconds if name not in (OURS, TWIN)]:
             parts = _parts(races[0], other)

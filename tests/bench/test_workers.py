@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from bench import workers
 from bench.cases import Recurrent
+from bench.clocks import WallClock
 from bench.protocol import NATIVE, OURS, TWIN, Competitor, Problem, WrongAnswer
-from bench.workers import Conditions, Workers
+from bench.results import rows_of
+from bench.workers import Conditions, Measurement, Workers, measure_here
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,34 @@ def test_every_process_measures_on_its_own_inputs_and_one_that_fails_does_not_en
         assert measurement.others is None or 0 <= measurement.others <= 1
     assert found[0].held_bytes[OURS] > 0
     assert found[1].held_bytes == {}  # once is enough
+
+
+def measured_as_on_cuda(monkeypatch: pytest.MonkeyPatch, seed: int) -> Measurement:
+    """With a clock for steps in parts, and one for whole steps such as those of graphs."""
+
+    def whole(own: Competitor) -> Competitor:
+        return Competitor(lambda x: own.run(x)[0], answer=own.answer)
+
+    def replayed(problem: Problem) -> Problem:
+        return replace(problem, competitors={name: whole(own) for name, own in problem.competitors.items()})
+
+    monkeypatch.setattr(workers, "_keep", lambda conditions: None)
+    monkeypatch.setattr(workers, "_clocks", lambda device: {"events": WallClock(), "graph": WallClock()})
+    monkeypatch.setattr(workers, "replayed", replayed)
+    case = Recurrent("GRU", "train", *SHAPE)
+    return measure_here(case, 0.01, seed, Conditions(torch.get_num_threads()), checked=seed > 0)
+
+
+def test_what_is_held_is_told_where_graphs_are_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured_as_on_cuda(monkeypatch, 0)
+    assert [race.seconds[OURS].shape[1] for race in found.races.values()] == [2, 1]
+    assert found.held_bytes[OURS] > 0
+
+
+def test_a_graph_that_one_process_could_not_record_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [measured_as_on_cuda(monkeypatch, seed) for seed in range(2)]
+    case, conditions = Recurrent("GRU", "train", *SHAPE), Conditions(1, "cuda")
+    found = [replace(measurement, limits=None) for measurement in found]
+    assert {row.clock for row in rows_of(case, found, conditions)} == {"events", "graph"}
+    del found[1].races["graph"]
+    assert {row.clock for row in rows_of(case, found, conditions)} == {"events"}
