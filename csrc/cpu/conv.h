@@ -2,11 +2,14 @@
 //
 // The backward pass goes by Winograd's algorithm where that is asked for and serves. Else, where max pooling has kept
 // which pixel of a window was the largest, only these pixels' gradients are multiplied; else those of all pixels.
+// Where channels come last, depthwise, Winograd's and the direct kernel read and write in place; the others work on
+// planes.
 #pragma once
 
 #include "conv_dense.h"
 #include "conv_depthwise.h"
 #include "conv_forward.h"
+#include "conv_layout.h"
 #include "conv_planes.h"
 #include "conv_windows.h"
 #include "conv_winograd_backward.h"
@@ -15,62 +18,12 @@ namespace recurve {
 namespace {
 
 template <class T>
-void conv_forward(const ConvForward<T>& f, const Parallel& parallel);
-template <class T>
-void conv_backward(const ConvBackward<T>& d, const Parallel& parallel);
-
-// to (columns, rows) = from (rows, columns), turned over.
-template <class T>
-void turn_over(const T* from, int64_t rows, int64_t columns, T* to) {
-  for (int64_t r = 0; r < rows; r += lanes<T>)
-    for (int64_t c = 0; c < columns; c += lanes<T>) {
-      Vector<T> block[lanes<T>];
-      for (int64_t k = 0; k < lanes<T>; ++k)
-        block[k] = k < rows - r ? load(from + (r + k) * columns + c, columns - c) : zero_vector<T>();
-      transpose<T>(block);
-      for (int64_t k = 0; k < least(lanes<T>, columns - c); ++k) store(to + (c + k) * rows + r, block[k], rows - r);
-    }
-}
-
-inline void turn_over(const uint8_t* from, int64_t rows, int64_t columns, uint8_t* to) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
-}
-
-// Images (rows, columns) of channels and pixels, or of pixels and channels, turned over.
-template <class T>
-void turn_images(const T* from, int64_t images, int64_t rows, int64_t columns, T* to, const Parallel& parallel) {
-  if (from == nullptr || to == nullptr) return;
-  const int64_t size = rows * columns;
-  parallel_for(parallel, images, [&](int64_t i) { turn_over(from + i * size, rows, columns, to + i * size); });
-}
-
-// Copies of a call's images whose channels are planes, for algorithms that want them.
-template <class T>
-struct Planes {
-  ConvShape shape;
-  int64_t pixels, pooled;
-  Scratch<T> x, y;
-  Scratch<uint8_t> places;
-
-  Planes(const ConvShape& s, const T* x_, bool placed, const Parallel& parallel)
-      : shape(s),
-        pixels(s.height * s.width),
-        pooled(s.pooled(0) * s.pooled(1)),
-        x(s.batch * s.channels * pixels),
-        y(s.batch * s.outputs * pooled),
-        places(placed ? s.batch * s.outputs * pooled : 0) {
-    shape.channels_last = false;
-    turn_images(x_, s.batch, pixels, s.channels, x.get(), parallel);
-  }
-};
-
-template <class T>
-void forward_by_planes(const ConvForward<T>& f, const Parallel& parallel) {
+void forward_by_planes(const ConvForward<T>& f, const Grid& grid, const Parallel& parallel) {
+  if (!f.shape.channels_last) return planes_forward(f, grid, parallel);
   const ConvShape& s = f.shape;
   const Planes<T> p(s, f.x, f.places != nullptr, parallel);
-  conv_forward<T>({p.shape, p.x, f.weight, f.bias, p.y, f.places == nullptr ? nullptr : p.places.get(), f.winograd},
-                  parallel);
+  uint8_t* places = f.places == nullptr ? nullptr : p.places.get();
+  planes_forward<T>({p.shape, p.x, f.weight, f.bias, p.y, places, f.winograd}, grid, parallel);
   turn_images<T>(p.y, s.batch, s.outputs, p.pooled, f.y, parallel);
   turn_images<uint8_t>(p.places, s.batch, s.outputs, p.pooled, f.places, parallel);
 }
@@ -79,8 +32,7 @@ template <class T>
 void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
   if (f.shape.depthwise()) return depthwise_forward(f, parallel);
   const Grid grid(f.shape);
-  if (!f.winograd && planes_serve<T>(f.shape, grid))
-    return f.shape.channels_last ? forward_by_planes(f, parallel) : planes_forward(f, grid, parallel);
+  if (!f.winograd && planes_serve<T>(f.shape, grid)) return forward_by_planes(f, grid, parallel);
   const ForwardPlan<T> plan(f, parallel);
   f.winograd ? winograd_forward(plan, parallel) : direct_forward(plan, parallel);
 }
@@ -200,6 +152,9 @@ bool windows_backward(const ConvBackward<T>& d, const Grid& grid, const Parallel
 }
 
 template <class T>
+void conv_backward(const ConvBackward<T>& d, const Parallel& parallel);
+
+template <class T>
 void backward_by_planes(const ConvBackward<T>& d, const Parallel& parallel) {
   const ConvShape& s = d.shape;
   const Planes<T> p(s, d.x, d.places != nullptr, parallel);
@@ -207,9 +162,9 @@ void backward_by_planes(const ConvBackward<T>& d, const Parallel& parallel) {
   turn_images(d.y, s.batch, p.pooled, s.outputs, p.y.get(), parallel);
   turn_images(d.dy, s.batch, p.pooled, s.outputs, dy.get(), parallel);
   turn_images(d.places, s.batch, p.pooled, s.outputs, p.places.get(), parallel);
-  conv_backward<T>({p.shape, p.x, d.weight, d.bias, p.y, d.places == nullptr ? nullptr : p.places.get(), dy,
-                    d.dx == nullptr ? nullptr : dx.get(), d.dweight, d.dbias, d.winograd},
-                   parallel);
+  const uint8_t* places = d.places == nullptr ? nullptr : p.places.get();
+  T* to = d.dx == nullptr ? nullptr : dx.get();
+  conv_backward<T>({p.shape, p.x, d.weight, d.bias, p.y, places, dy, to, d.dweight, d.dbias, d.winograd}, parallel);
   turn_images<T>(dx, s.batch, s.channels, p.pixels, d.dx, parallel);
 }
 

@@ -365,7 +365,7 @@ MUTANTS = [
     ),
     conv(
         "places of pixels turned over",
-        "cpu/conv.h",
+        "cpu/conv_layout.h",
         "to[c * rows + r] = from[r * columns + c];",
         "to[r * columns + c] = from[r * columns + c];",
     ),
