@@ -158,7 +158,6 @@ MUTANTS = [
     recurrent(
         "product restarts for each part of K", "cpu/gemm.h", "adds = k0 > 0 || g.accumulate", "adds = g.accumulate"
     ),
-    recurrent("a tile packed over the next", "cpu/gemm.h", "most(0, K + 1 - divide_up(width, R))", "K - 1"),
     recurrent("product without its bias", "cpu/gemm.h", "else if (bias != nullptr)", "else if (false)"),
     recurrent("transposed packing mixes rows", "cpu/simd.h", "(L & D) == 0 ? L + D : lanes<T> + L", "L + D"),
     recurrent(
