@@ -30,9 +30,10 @@ void forward_by_planes(const ConvForward<T>& f, const Grid& grid, const Parallel
 
 template <class T>
 void conv_forward(const ConvForward<T>& f, const Parallel& parallel) {
-  if (f.shape.depthwise()) return depthwise_forward(f, parallel);
   const Grid grid(f.shape);
-  if (!f.winograd && planes_serve<T>(f.shape, grid)) return forward_by_planes(f, grid, parallel);
+  const bool planes = !f.winograd && planes_serve<T>(f.shape, grid);
+  if (f.shape.depthwise() && (f.shape.channels_last || !planes)) return depthwise_forward(f, parallel);
+  if (planes) return forward_by_planes(f, grid, parallel);
   const ForwardPlan<T> plan(f, parallel);
   f.winograd ? winograd_forward(plan, parallel) : direct_forward(plan, parallel);
 }

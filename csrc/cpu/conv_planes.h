@@ -1,4 +1,5 @@
-// The forward pass of few input channels under pooling of 2 x 2 pixels, at stride 1: with pixels side by side.
+// The forward pass of few input channels, or of channels by themselves, under pooling of 2 x 2 pixels, at stride 1:
+// with pixels side by side.
 //
 // Channels are planes from the input to y, and nothing is transposed. In a padded image an element of a kernel is an
 // offset, the same for every pixel. Two rows of the convolution, two vectors wide, are activated and pooled in the
@@ -14,11 +15,18 @@ namespace {
 constexpr int64_t planes_depth = 32;  // most elements of a kernel: with more, pooling takes little of the time
 constexpr int planes_channels = RECURVE_VECTOR_REGISTERS == 32 ? 6 : 2;  // whose sums are in registers together
 
+// Whether channels are convolved by themselves with kernels whose rows stream: a pixel, loaded once, meets a column.
+inline bool kernels_stream(const ConvShape& s) {
+  const int64_t k = s.kernel[0];
+  return s.depthwise() && s.kernel[1] == k && (k == 3 || k == 5 || k == 7) && s.dilation[0] == 1 && s.pooled(0) > 1;
+}
+
 // Whether it does, and leaves few lanes idle at the end of rows.
 template <class T>
 bool planes_serve(const ConvShape& s, const Grid& grid) {
   if (s.stride[0] != 1 || s.stride[1] != 1 || s.window[0] != 2 || s.window[1] != 2) return false;
-  return grid.depth <= planes_depth && 4 * s.pooled(1) >= 3 * whole_vectors<T>(s.pooled(1));
+  const bool few = s.depthwise() ? kernels_stream(s) : grid.depth <= planes_depth;
+  return few && 4 * s.pooled(1) >= 3 * whole_vectors<T>(s.pooled(1));
 }
 
 // What all images of a call share.
@@ -26,10 +34,10 @@ template <class T>
 struct PlanesPlan {
   const ConvForward<T>& f;
   const Grid& grid;
-  int64_t offsets[planes_depth];
+  int64_t offsets[planes_depth];  // unless kernels stream
 
   PlanesPlan(const ConvForward<T>& f_, const Grid& grid_) : f(f_), grid(grid_) {
-    patch_offsets(f.shape, grid, grid.plane(), 1, offsets);
+    if (!kernels_stream(f.shape)) patch_offsets(f.shape, grid, grid.plane(), 1, offsets);
   }
 
   int64_t image_size() const { return grid.inputs * grid.plane() + 2 * lanes<T>; }  // a vector may reach over its end
@@ -116,11 +124,82 @@ void planes_rows(const PlanesPlan<T>& plan, const T* padded, int64_t index, int6
   });
 }
 
+// Two vectors of y below each other, of one channel by itself, from where their first pixel stands.
+template <class T, int K, bool LARGEST, class F, class G>
+RECURVE_INLINE void stream_pairs(const PlanesPlan<T>& plan, const T* x, const T* weight, Vector<T> bias,
+                                 const F& before, const G& after, int64_t count, int64_t row, T* y, uint8_t* places) {
+  const int64_t width = plan.grid.width, step = plan.f.shape.dilation[1];
+  Vector<T> sums[4][2];
+  RECURVE_UNROLL
+  for (int r = 0; r < 4; ++r) sums[r][0] = sums[r][1] = bias;
+  for (int64_t c = 0; c < K; ++c) {
+    RECURVE_UNROLL
+    for (int i = 0; i < K + 3; ++i) {
+      const T* at = x + i * width + c * step;
+      const Vector<T> pixels[2] = {load(at), load(at + lanes<T>)};
+      RECURVE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        if (i < r || i - r >= K) continue;
+        const T w = weight[(i - r) * K + c];
+        sums[r][0] += pixels[0] * w;
+        sums[r][1] += pixels[1] * w;
+      }
+    }
+  }
+  RECURVE_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const Vector<T> pixels[4] = {before(sums[2 * i][0]), before(sums[2 * i][1]), before(sums[2 * i + 1][0]),
+                                 before(sums[2 * i + 1][1])};
+    Places<T> place;
+    const Vector<T> value = pool_pairs<T, LARGEST>(pixels, place);
+    store(y + i * row, after(value), count);
+    if (LARGEST && places != nullptr) store_bytes<T>(places + i * row, place, count);
+  }
+}
+
+// All rows of y of one image and channel.
+template <class T, int K, bool LARGEST, class F, class G>
+void stream_rows(const PlanesPlan<T>& plan, const T* padded, int64_t index, int64_t channel, const F& before,
+                 const G& after) {
+  const ConvForward<T>& f = plan.f;
+  const ConvShape& s = f.shape;
+  const int64_t rows = s.pooled(0), columns = s.pooled(1), own = index / s.batch * s.channels + channel;
+  const T* weight = f.weight + own * plan.grid.depth;
+  const Vector<T> bias = zero_vector<T>() + (f.bias == nullptr ? T(0) : f.bias[own]);
+  const int64_t at = s.y_layout().at(index, channel, 0);
+  for (int64_t i = 0; i < rows; i += 2) {
+    if (i + 2 > rows) i = rows - 2;  // whole pairs, a row again
+    for (int64_t j = 0; j < columns; j += lanes<T>) {
+      if (j + lanes<T> > columns && columns >= lanes<T>) j = columns - lanes<T>;  // whole vectors, some pixels again
+      const int64_t pixel = at + i * columns + j;
+      stream_pairs<T, K, LARGEST>(plan, padded + 2 * (i * plan.grid.width + j), weight, bias, before, after,
+                                  columns - j, columns, f.y + pixel, f.places == nullptr ? nullptr : f.places + pixel);
+    }
+  }
+}
+
+// Rows [first, last) of y of one image and group; where kernels stream, all of them.
+template <class T, bool LARGEST, class F, class G>
+void planes_or_stream(const PlanesPlan<T>& plan, const T* padded, int64_t index, int64_t group, int64_t first,
+                      int64_t last, const F& before, const G& after) {
+  if (!kernels_stream(plan.f.shape))
+    return planes_rows<T, LARGEST>(plan, padded, index, group, first, last, before, after);
+  switch (plan.f.shape.kernel[0]) {
+    case 3:
+      return stream_rows<T, 3, LARGEST>(plan, padded, index, group, before, after);
+    case 5:
+      return stream_rows<T, 5, LARGEST>(plan, padded, index, group, before, after);
+    default:
+      return stream_rows<T, 7, LARGEST>(plan, padded, index, group, before, after);
+  }
+}
+
 template <class T>
 void planes_forward(const ConvForward<T>& f, const Grid& grid, const Parallel& parallel) {
   const ConvShape& s = f.shape;
   const PlanesPlan<T> plan(f, grid);
-  const int64_t images = s.models * s.batch * s.groups, parts = parts_for(parallel, images, s.pooled(0));
+  const int64_t images = s.models * s.batch * s.groups,
+                parts = kernels_stream(s) ? 1 : parts_for(parallel, images, s.pooled(0));
   const int64_t rows = divide_up(s.pooled(0), most(1, parts)), all = images * parts;
   const int64_t step = most(1, all / (8 * parallel.threads)), plane = s.height * s.width;
   parallel_for(parallel, divide_up(all, step), [&](int64_t task) {
@@ -135,12 +214,12 @@ void planes_forward(const ConvForward<T>& f, const Grid& grid, const Parallel& p
       const auto same = [](Vector<T> v) { return v; };
       const auto activation = [&](Vector<T> v) { return activate(v, s.activation); };
       if (s.pool == Pool::average)
-        planes_rows<T, false>(plan, padded.get(), image, group, first, last, activation, same);
+        planes_or_stream<T, false>(plan, padded.get(), image, group, first, last, activation, same);
       else if (s.activation == Activation::relu)  // of the largest: where it is zero, no gradient asks which it was
-        planes_rows<T, true>(plan, padded.get(), image, group, first, last, same,
-                             [](Vector<T> v) { return activate(v, Activation::relu); });
+        planes_or_stream<T, true>(plan, padded.get(), image, group, first, last, same,
+                                  [](Vector<T> v) { return activate(v, Activation::relu); });
       else
-        planes_rows<T, true>(plan, padded.get(), image, group, first, last, activation, same);
+        planes_or_stream<T, true>(plan, padded.get(), image, group, first, last, activation, same);
     }
   });
 }

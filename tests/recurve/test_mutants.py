@@ -382,6 +382,7 @@ MUTANTS = [
         "least(s.pooled(0), first + rows), 0 * w.image",
     ),
     conv("depthwise kernel not turned over", "cpu/conv_depthwise.h", "taps + taps - 1 - k) *", "taps + k) *"),
+    conv("streaming kernel on its side", "cpu/conv_planes.h", "weight[(i - r) * K + c]", "weight[c * K + i - r]"),
     conv("depthwise stride left out", "cpu/conv_depthwise.h", "x.at(i * s.stride[0], 0), s", "x.at(i, 0), s"),
     conv("depthwise weights of one column", "cpu/conv_depthwise.h", "c * s.dilation[1]), row_step", "0 * c), row_step"),
     conv("silu slope without its second term", "core/activation.h", "return s * (one + pre * (one - s))", "return s"),

@@ -71,6 +71,12 @@ def cases():
     for kernel, dilation in (((7, 7), 1), ((3, 3), (2, 3)), ((1, 5), 1), ((4, 3), 1), ((1, 11), 1)):
         options = {"groups": 9, "padding": (3, 5), "dilation": dilation, "pool_size": (3, 2)}
         yield replace(PLAIN, channels=9, outputs=9, kernel=kernel, size=(13, 22), options=options)
+    # Square ones that stream down columns: rows of y in pairs and one over, that are vectors, a part of one, and more.
+    for (k, size), pool in itertools.product(((3, (6, 16)), (5, (10, 34)), (7, (14, 24))), ("max", "average")):
+        options = {"groups": 3, "padding": k // 2, "pool": pool, "activation": "tanh" if pool == "max" else "silu"}
+        yield replace(PLAIN, channels=3, outputs=3, kernel=(k, k), size=size, options=options)
+        options = {"groups": 3, "padding": (k, 1 + k), "dilation": (1, 2), "pool": pool}
+        yield replace(PLAIN, channels=3, outputs=3, kernel=(k, k), size=size, models=2, options=options)
     # Kernels that reach far around the largest pixel of a window, of depthwise channels and of one channel a group.
     for kernel, size, outputs in (
         ((7, 7), (16, 16), 20),
