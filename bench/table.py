@@ -1,4 +1,4 @@
-"""The table that `pytest --benchmark` prints: one row per case, losses shown like wins, in 100 columns."""
+"""The table that `pytest --benchmark` prints: one row per case, losses shown like wins, in 100 columns if they do."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def render(rows: Sequence[Row], title: str, color: bool) -> str:
     for group, members in groupby(sorted(rows, key=lambda row: row.group), key=lambda row: row.group):
         _add_group(table, group, list(members))
     console = Console(width=WIDTH, force_terminal=color, no_color=not color)
+    console.width = max(WIDTH, console.measure(table, options=console.options.update(width=2 * WIDTH)).maximum)
     with console.capture() as capture:
         console.print(title, highlight=False)
         console.print(table)
