@@ -48,7 +48,7 @@ def test_a_table_holds_no_terminal_codes_and_fits_100_columns_uncut() -> None:
     assert "…" not in text
     assert "T28-B64-I28-H128-bidirectional" in text
     assert max(map(len, text.splitlines())) <= WIDTH == 100
-    longer = replace(parts[0], shape="B64-C128-O128-S128-K7-depthwise-nhwc", ratio=123.45, low=101.2, high=145.1)
+    longer = replace(parts[0], shape="B1024-C1024-O1024-S224-K11-depthwise-nhwc")
     assert "…" not in render([longer, *(replace(part, shape=longer.shape) for part in parts[1:])], "title", color=False)
 
 
