@@ -11,7 +11,6 @@ enum class Pool : int { none = 0, max, average };
 
 constexpr const char* pool_names[] = {"none", "max", "average"};
 
-// Convolution (cross-correlation), bias, activation, pooling over windows that do not overlap.
 // Elements from an image, a channel and a pixel to the next: channels are planes, or lie side by side at each pixel.
 struct ImageLayout {
   int64_t image, channel, pixel;
@@ -21,6 +20,7 @@ struct ImageLayout {
   constexpr int64_t at(int64_t i, int64_t c, int64_t p) const { return i * image + c * channel + p * pixel; }
 };
 
+// Convolution (cross-correlation), bias, activation, pooling over windows that do not overlap.
 struct ConvShape {
   int64_t models, batch, channels, height, width, outputs;
   int64_t kernel[2], stride[2], padding[2], dilation[2], groups;

@@ -166,8 +166,13 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
   const int64_t width = gate_count(options.cell) * H;
   const bool is_lstm = options.cell == Cell::lstm;
   const auto like = in.x.options();
-  auto whole = [&](const OptionalTensor& t) { return t.has_value() && t->defined() ? t->contiguous() : Tensor(); };
-  Left left{y.contiguous(), gates, aux, whole(dy), whole(dh_n), whole(dc_n), {}};
+  auto whole = [&](const OptionalTensor& t, int64_t count) {
+    if (!t.has_value() || !t->defined()) return Tensor();
+    TORCH_CHECK(t->numel() == count, "sequence_backward: a gradient or y has ", t->numel(), " elements, not ", count);
+    return t->contiguous();
+  };
+  const int64_t state = E * B * H, all = T_ * state;
+  Left left{whole(y, all), gates, aux, whole(dy, all), whole(dh_n, state), whole(dc_n, state), {}};
   if (need_weights && (in.lengths.defined() || in.resets.defined()))
     left.before = states_before(in, options, y.reshape({E, T_, B, H})).contiguous();
   const Squares squares{probe ? at::zeros({E, T_, B}, like) : Tensor(),

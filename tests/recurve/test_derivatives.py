@@ -144,6 +144,18 @@ def test_the_parts_of_a_recurrent_op_keep_the_rules_of_the_dispatcher(case, keep
             )
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2], ids=["dy", "dh_n", "dc_n"])
+def test_the_backward_of_a_recurrent_op_refuses_a_gradient_of_another_size(cut, generator):
+    tensors = Sequence("lstm").tensors(generator)
+    inputs = [*map(tensors.get, ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh")), None, None]
+    options = [0, False, 4, 1.0]
+    y, h_n, c_n, gates, aux = torch.ops.recurve.sequence_forward(*inputs, *options, True)
+    grads = [torch.ones_like(t) for t in (y, h_n, c_n)]
+    grads[cut] = grads[cut][..., 1:]
+    with pytest.raises(RuntimeError):
+        torch.ops.recurve.sequence_backward(*grads, *inputs, y, gates, aux, *options, True, True, False)
+
+
 @pytest.mark.parametrize("name", ["conv_block", "conv_block_winograd"])
 @pytest.mark.parametrize("case", [c for c in CALLS if isinstance(c, Block)], ids=str)
 def test_the_backward_of_the_block_keeps_the_rules_of_the_dispatcher(case, name, generator):
