@@ -112,15 +112,6 @@ const T* data(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
-// The biases that do not pass the reset gate, (E, gates H), and that of n that does, (E, H).
-inline std::pair<Tensor, Tensor> split_biases(const Inputs& in, Cell cell) {
-  if (!in.b_ih.defined()) return {};
-  if (cell != Cell::gru) return {in.b_ih + in.b_hh, Tensor()};
-  Tensor sum = in.b_ih.clone();
-  sum.narrow(1, 0, 2 * in.hidden) += in.b_hh.narrow(1, 0, 2 * in.hidden);
-  return {sum, in.b_hh.narrow(1, 2 * in.hidden, in.hidden).contiguous()};
-}
-
 // The hidden state before each step (E, T, B, H).
 inline Tensor states_before(const Inputs& in, const Options& options, const Tensor& y) {
   const Tensor h0 = in.h0.unsqueeze(1);
@@ -141,13 +132,6 @@ struct Gradients {
   Tensor x, h0, c0, w_ih, w_hh, b_ih, b_hh;
   Tensor dh_norms, dc_norms;  // (E, T), if asked for: of the gradients of each step's states
 };
-
-// The gradients of both biases from those of the gates, summed over steps and sequences: (E, gradients H).
-inline void set_bias_gradients(Gradients& d, const Tensor& sums, Cell cell) {
-  const int64_t H = sums.size(1) / gradient_count(cell), width = gate_count(cell) * H;
-  d.b_hh = sums.narrow(1, sums.size(1) - width, width).clone();
-  d.b_ih = cell == Cell::gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
-}
 
 // Sums a gradient over the models that shared a tensor, and drops an ensemble axis that the caller did not give.
 inline Tensor like_input(const Tensor& gradient, const Tensor& input) {

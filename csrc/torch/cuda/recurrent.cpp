@@ -9,6 +9,22 @@
 namespace recurve {
 namespace {
 
+// The biases that do not pass the reset gate, (E, gates H), and that of n that does, (E, H).
+std::pair<Tensor, Tensor> split_biases(const Inputs& in, Cell cell) {
+  if (!in.b_ih.defined()) return {};
+  if (cell != Cell::gru) return {in.b_ih + in.b_hh, Tensor()};
+  Tensor sum = in.b_ih.clone();
+  sum.narrow(1, 0, 2 * in.hidden) += in.b_hh.narrow(1, 0, 2 * in.hidden);
+  return {sum, in.b_hh.narrow(1, 2 * in.hidden, in.hidden).contiguous()};
+}
+
+// The gradients of both biases from those of the gates, summed over steps and sequences: (E, gradients H).
+void set_bias_gradients(Gradients& d, const Tensor& sums, Cell cell) {
+  const int64_t H = sums.size(1) / gradient_count(cell), width = gate_count(cell) * H;
+  d.b_hh = sums.narrow(1, sums.size(1) - width, width).clone();
+  d.b_ih = cell == Cell::gru ? at::cat({sums.narrow(1, H, 2 * H), sums.narrow(1, 0, H)}, 1) : d.b_hh.clone();
+}
+
 using cuda::Accumulate;
 using cuda::Design;
 using cuda::Math;
