@@ -213,9 +213,9 @@ MUTANTS = [
     ),
     recurrent(
         "hidden bias not added",
-        "torch/sequence.h",
-        "return {in.b_ih + in.b_hh, Tensor()}",
-        "return {in.b_ih.clone(), Tensor()}",
+        "torch/recurrent.cpp",
+        "sum[i] = i % width < apart ? b_ih[i] + b_hh[i] : b_ih[i];",
+        "sum[i] = b_ih[i];",
     ),
     recurrent(
         "state before the start of a reversed short sequence",
