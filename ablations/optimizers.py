@@ -27,7 +27,7 @@ class Optimizer:
 
     Args:
         name: "adam" (Kingma & Ba 2015), "adamw" with a weight decay of 0.05, or "sgd" with Nesterov's momentum of 0.9.
-        parameters: of E models each, (E, ...).
+        parameters: of E models each, (E, ...), or of one model as it has them.
         learning_rates: (E,).
         scales: (steps,), what each step multiplies the rates by; steps after the last keep its scale.
 
@@ -72,7 +72,8 @@ class Optimizer:
         if self._alike:
             self._rate.copy_(rates)
             self._of_torch.step()
-            self._of_torch.zero_grad()
+            for parameter in self._parameters:
+                parameter.grad = None
         else:
             self._move(rates)
 

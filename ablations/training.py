@@ -84,11 +84,11 @@ class Ensemble:
         self._initial_weights = [_digest(*map(torch.Tensor.detach, model.parameters())) for model in models]
         self._device = device()
         self._parameters, self._buffers = (_on(self._device, state) for state in stack_module_state(models))
-        self._own = self._shared() if len(models) == 1 else []
+        self._trained = self._shared() if len(models) == 1 else list(self._parameters.values())
         rates = _per_model(configurations, "learning_rate") * _per_model(configurations, "rate_scale", absent=1.0)
         scales = schedule(self.settings.get("schedule", "constant"), self.settings["epochs"] * self.steps_per_epoch)
         name = self.settings.get("optimizer", "adam")
-        self._optimizer = Optimizer(name, list(self._parameters.values()), rates, scales)
+        self._optimizer = Optimizer(name, self._trained, rates, scales)
         self._average = Average(self._parameters | self._buffers, self.settings.get("averaging", 0.0))
         self._clip = _per_model(configurations, "clip", absent=math.inf)
         self._clips = bool(self._clip.isfinite().any())
@@ -103,9 +103,9 @@ class Ensemble:
             work = WeakMethod(self._step)  # without a cycle, memory is free as soon as an ensemble is
             self._replayed = Replayed(lambda *inputs: cast(Work, work())(*inputs))
 
-    def _shared(self) -> list[torch.nn.Parameter]:
+    def _shared(self) -> list[torch.Tensor]:
         """The parameters of a model by itself, after it got the stacked tensors: it can train as any module does."""
-        own = list(self._model.to(self._device).parameters())
+        own: list[torch.Tensor] = list(self._model.to(self._device).parameters())
         stacked = [*self._parameters.values(), *self._buffers.values()]
         for tensor, stack in zip([*own, *self._model.buffers()], stacked, strict=True):
             tensor.data = stack.detach()[0]
@@ -159,11 +159,12 @@ class Ensemble:
         return (self._replayed or self._step)(inputs, targets)
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        for parameter in (*self._parameters.values(), *self._own):
+        for parameter in self._trained:
             parameter.grad = None  # a recording that failed may have left one
         losses = self._backward(inputs, targets)
         if self._clips:
-            _clip([p.grad for p in self._parameters.values() if p.grad is not None], self._clip)
+            gradients = [p.grad for p in self._trained if p.grad is not None]
+            _clip(gradients if len(self.tasks) > 1 else [g.unsqueeze(0) for g in gradients], self._clip)
         self._optimizer.step()
         self._average.update()
         return losses
@@ -176,8 +177,6 @@ class Ensemble:
             return losses.detach()
         loss = self.tasks[0].loss(self._model(inputs[0]), targets[0])
         loss.backward()
-        for stacked, own in zip(self._parameters.values(), self._own, strict=True):
-            stacked.grad = None if own.grad is None else own.grad.unsqueeze(0)
         return loss.detach().unsqueeze(0)
 
     @torch.no_grad()

@@ -191,7 +191,7 @@ def _native_wins(
             channels_last=channels_last,
         )
     again = activation == "silu" or (pool == "average" and activation != "none")
-    strided, depth, taps = tuple(stride) != (1, 1), weight[0].numel(), weight.shape[-2] * weight.shape[-1]
+    strided, depth, taps = tuple(stride) != (1, 1), weight.shape[1:].numel(), weight.shape[-2] * weight.shape[-1]
     if channels_last:
         if depthwise:
             return (pool == "none" and (strided or taps <= 9)) or (training and again and taps <= 9)
