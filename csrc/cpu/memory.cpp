@@ -1,4 +1,4 @@
-// Free blocks by size class, for the whole process.
+// Free blocks by size class: a few of each thread's own, the others for the whole process.
 #include "memory.h"
 
 #include <pthread.h>
@@ -8,13 +8,15 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace recurve {
 namespace {
 
-constexpr size_t smallest_kept = size_t{1} << 10;  // below, malloc does as well
-constexpr size_t most_kept = size_t{1} << 28;      // of all free blocks together
+constexpr size_t most_kept = size_t{1} << 28;    // of the process's free blocks together
+constexpr size_t most_of_own = size_t{1} << 19;  // of one of a thread's own
+constexpr int own_blocks = 16;                   // of a thread
 constexpr size_t huge_page = size_t{1} << 21;
 
 // Up to the next eighth of a power of two: blocks of about the same size serve each other.
@@ -78,17 +80,69 @@ Pool& pool() {
   return *one;
 }
 
+void give_to_pool(void* block, size_t bytes) {
+  if (!pool().give(block, bytes)) std::free(block);
+}
+
+// What a thread takes and gives again and again costs it no lock, for which threads would wait.
+struct OwnBlocks {
+  struct Block {
+    void* start;
+    size_t bytes;
+  };
+  Block blocks[own_blocks];
+  int oldest;
+  bool closed;  // the thread ends
+
+  void* take(size_t bytes) {
+    for (Block& own : blocks)
+      if (own.bytes == bytes && own.start != nullptr) return std::exchange(own.start, nullptr);
+    return nullptr;
+  }
+
+  void give(void* start, size_t bytes) {
+    if (closed || bytes > most_of_own) return give_to_pool(start, bytes);
+    for (Block& own : blocks)
+      if (own.start == nullptr) {
+        own = {start, bytes};
+        return;
+      }
+    const Block gone = std::exchange(blocks[oldest], {start, bytes});
+    oldest = (oldest + 1) % own_blocks;
+    give_to_pool(gone.start, gone.bytes);
+  }
+
+  void close() {
+    closed = true;
+    for (Block& own : blocks)
+      if (own.start != nullptr) give_to_pool(std::exchange(own.start, nullptr), own.bytes);
+  }
+};
+
+// Without a destructor, since tensors of a thread may be freed after its objects are.
+OwnBlocks& own_blocks_of_thread() {
+  thread_local OwnBlocks own{};
+  struct Closing {
+    OwnBlocks& of;
+    ~Closing() { of.close(); }
+  };
+  thread_local const Closing closing{own};
+  return own;
+}
+
 }  // namespace
 
 void* take_block(size_t bytes) {
-  if (!keeps || bytes < smallest_kept) return allocate(bytes);
+  if (!keeps) return allocate(bytes);
   bytes = rounded(bytes);
-  void* block = pool().take(bytes);
+  void* block = own_blocks_of_thread().take(bytes);
+  if (block == nullptr) block = pool().take(bytes);
   return block != nullptr ? block : allocate(bytes);
 }
 
 void give_block(void* block, size_t bytes) {
-  if (!keeps || bytes < smallest_kept || !pool().give(block, rounded(bytes))) std::free(block);
+  if (!keeps) return std::free(block);
+  own_blocks_of_thread().give(block, rounded(bytes));
 }
 
 }  // namespace recurve

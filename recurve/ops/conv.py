@@ -88,7 +88,7 @@ def conv_block(
     if algorithm in _conv_algorithms.ALGORITHMS:
         convolve = partial(_conv_algorithms.convolve, algorithm)
     if algorithm in KERNELS:
-        winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight))
+        winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight, pool))
         slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool, winograd)
         if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED.get(algorithm, "auto")) == "fused":
             return _fused("conv_block_winograd" if winograd else "conv_block", x, weight, bias, options)
@@ -213,9 +213,15 @@ def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]
     return built and plain and window[0] in (1, 2, 4)
 
 
-def _winograd_wins(x: Tensor, weight: Tensor) -> bool:
-    """Whether Winograd's algorithm was measured to be faster than the direct sum: with many channels on both sides."""
-    return x.dtype != torch.float64 and min(weight.shape[-3], weight.shape[-4]) >= 8
+def _winograd_wins(x: Tensor, weight: Tensor, pool: str) -> bool:
+    """Whether Winograd's algorithm was measured to be faster than the direct sum.
+
+    With enough channels and work; the more channels where pooling leaves the algorithm the forward pass alone.
+    """
+    outputs, inputs = weight.shape[-4], weight.shape[-3]
+    if x.dtype == torch.float64 or min(inputs, outputs) < 8 or x.numel() * outputs < 100_000:
+        return False
+    return pool == "none" or inputs >= 12 or outputs >= 32
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:

@@ -90,6 +90,29 @@ def test_eight_python_threads_at_once_get_what_one_gets(generator, threads):
         assert_same(found, alone[i % len(runs)])
 
 
+ENDED_THREADS = """
+import resource, threading, torch, recurve
+torch.set_num_threads(1)
+x, weight = torch.randn(2, 16, 64, 64), torch.randn(16, 16, 3, 3, requires_grad=True)
+def work():
+    recurve.ops.conv_block(x, weight, algorithm="direct").sum().backward()
+def peak_after(threads):
+    for _ in range(threads):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_after(20)
+print(peak_after(200) - before)
+"""
+
+
+def test_a_thread_that_ends_leaves_its_scratch_memory_to_others():
+    done = python("-c", ENDED_THREADS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 20_000, f"{done.stdout} KiB more after 200 threads, each of which takes over 600"
+
+
 WORK = """
 import multiprocessing, torch, recurve
 torch.manual_seed(0)
