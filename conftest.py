@@ -116,9 +116,18 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if getattr(config.option, "numprocesses", None):
         raise pytest.UsageError("--benchmark needs the machine to itself: leave out -n")
+    if config.getoption("--benchmark-device") == "cuda":
+        _demand_gpu()
     config.option.benchmark_quiet = True  # pytest-benchmark's own table compares times that were not paired
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(BENCH)]
+
+
+def _demand_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(f"--benchmark-device cuda: torch {torch.__version__} can use no GPU here; use cpu")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

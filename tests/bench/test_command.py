@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from bench.cases import name_of, parse
 from bench.conftest import Session
@@ -80,6 +81,14 @@ def test_a_bad_option_ends_before_anything_runs() -> None:
     result = run_pytest("--benchmark", "--benchmark-seconds=soon")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert "--benchmark-seconds: 'soon' is not a number of seconds above 0" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmarks_end_before_anything_runs() -> None:
+    result = run_pytest("--benchmark", "--benchmark-device=cuda")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--benchmark-device cuda: torch" in result.stderr
+    assert "can use no GPU here; use cpu" in result.stderr
 
 
 def test_one_case_prints_its_row_and_leaves_the_same_in_the_files(tmp_path: Path) -> None:
