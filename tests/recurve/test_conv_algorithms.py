@@ -125,6 +125,31 @@ def test_winograds_kernel_equals_torch(name, generator):
     assert_close(found, results(ops.conv_block_reference, tensors, case.options), 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("batch", "channels", "outputs", "pool", "dtype", "chosen"),
+    [
+        (64, 16, 32, "max", torch.float32, "winograd"),
+        (64, 8, 16, "none", torch.float32, "winograd"),
+        (64, 8, 16, "max", torch.float32, "direct"),
+        (64, 4, 64, "none", torch.float32, "direct"),
+        (1, 16, 16, "max", torch.float32, "direct"),
+        (64, 16, 32, "max", torch.float64, "direct"),
+    ],
+)
+@needs_kernels
+def test_auto_takes_winograds_algorithm_where_channels_and_work_are_enough(
+    batch, channels, outputs, pool, dtype, chosen, generator
+):
+    x, weight = (
+        torch.randn(*shape, generator=generator).to(dtype)
+        for shape in ((batch, channels, 14, 14), (outputs, channels, 3, 3))
+    )
+    by = {a: ops.conv_block(x, weight, pool=pool, algorithm=a) for a in ("auto", "direct", "winograd")}
+    other = {"direct": "winograd", "winograd": "direct"}[chosen]
+    assert torch.equal(by["auto"], by[chosen])
+    assert not torch.equal(by["auto"], by[other])
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300], ids=str)
 @pytest.mark.parametrize("where", ["x", "weight"])
 @needs_kernels
