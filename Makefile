@@ -37,7 +37,7 @@ test-all: build
 SANITIZED := ops_recurrent ops_conv properties derivatives probe
 sanitize: $(INSTALLED)
 	CXX=g++ RECURVE_BUILD=cpu RECURVE_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize
-	cp -R pyproject.toml conftest.py tests build/sanitize
+	cp -R pyproject.toml conftest.py bench tests build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize \
 	$(PY) -m pytest -p no:cacheprovider $(addprefix build/sanitize/tests/recurve/test_,$(addsuffix .py,$(SANITIZED)))
