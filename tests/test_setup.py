@@ -1,6 +1,7 @@
 """The build: what each RECURVE_BUILD does where the compiler fails, and where nothing is asked for."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,3 +60,16 @@ def test_an_unknown_mode_names_the_allowed_ones(checkout):
 def test_mode_none_builds_nothing(checkout):
     assert build(checkout, "none").returncode == 0
     assert not list((checkout / "recurve").glob("*.so"))
+
+
+def test_the_tree_of_make_sanitize_holds_all_that_its_tests_need(checkout):
+    makefile = (ROOT / "Makefile").read_text()
+    suites = re.search(r"^SANITIZED := (.*)$", makefile, re.MULTILINE)[1].split()
+    for name in re.search(r"cp -R (.*) build/sanitize$", makefile, re.MULTILINE)[1].split():
+        path = ROOT / name
+        shutil.copytree(path, checkout / name) if path.is_dir() else shutil.copy(path, checkout)
+    files = [str(checkout / "tests/recurve" / f"test_{suite}.py") for suite in suites]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", *files]
+    found = subprocess.run(command, env=environment, cwd=checkout.parent, capture_output=True, text=True)
+    assert found.returncode == 0, f"{found.stdout[-1000:]}{found.stderr[-1000:]}"
