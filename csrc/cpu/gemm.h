@@ -113,7 +113,9 @@ void gemm_panels(const Gemm<T>& g, const Parallel& parallel) {
   constexpr int64_t width = G * lanes<T>;
   const int64_t panels = divide_up(g.N, width), chunks = most(1, divide_up(g.K, gemm_depth));
   const int64_t depth = most(1, divide_up(g.K, chunks));
-  const int64_t even_rows = divide_up(g.M, divide_up(g.M, gemm_rows));
+  // Tasks of a few rows, rather than of a few panels, each of which would pack the same part of `a`.
+  const int64_t tasks = parallel.threads == 1 ? 1 : divide_up(2 * parallel.threads, g.batch);
+  const int64_t even_rows = divide_up(g.M, most(divide_up(g.M, gemm_rows), least(tasks, g.M / (2 * most_rows<G>))));
   const int64_t rows = divide_up(even_rows, most_rows<G>) * most_rows<G>, m_blocks = divide_up(g.M, rows);
   const int64_t wanted = divide_up(2 * parallel.threads, g.batch * m_blocks);
   const int64_t p_step = divide_up(panels, least(panels, wanted)), p_blocks = divide_up(panels, p_step);
