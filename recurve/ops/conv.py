@@ -88,8 +88,9 @@ def conv_block(
     if algorithm in _conv_algorithms.ALGORITHMS:
         convolve = partial(_conv_algorithms.convolve, algorithm)
     if algorithm in KERNELS:
-        winograd = algorithm == "winograd" or (algorithm == "auto" and serves and _winograd_wins(x, weight, pool))
-        slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool, winograd)
+        suits = serves and _winograd_suits(x, weight)
+        winograd = algorithm == "winograd" or (algorithm == "auto" and suits and _winograd_wins(x, weight, pool))
+        slower = algorithm == "auto" and _native_wins(x, weight, geometry[0], groups, activation, pool, suits)
         if choose("conv_block", x, refusal=refusal, slower=slower, forced=FORCED.get(algorithm, "auto")) == "fused":
             return _fused("conv_block_winograd" if winograd else "conv_block", x, weight, bias, options)
     return _chain(convolve, x, weight, bias, *options)
@@ -168,12 +169,12 @@ def _padded(
 
 
 def _native_wins(
-    x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, activation: str, pool: str, winograd: bool
+    x: Tensor, weight: Tensor, stride: Sequence[int], groups: int, activation: str, pool: str, suits_winograd: bool
 ) -> bool:
     """Whether torch's own ops were measured to be faster.
 
     On the CPU, in training, where all pixels have a gradient: with very many weights, and where Winograd's algorithm
-    does not serve, with strides, kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a
+    does not suit, with strides, kernels of 1 x 1 or large ones, and where the slopes need the sum over many channels a
     second time. Where channels come last torch is faster than elsewhere: it wins wherever the slopes need the sum
     again, and often without max pooling.
     """
@@ -196,11 +197,11 @@ def _native_wins(
         if depthwise:
             return (pool == "none" and (strided or taps <= 9)) or (training and again and taps <= 9)
         if training:
-            return again or (pool != "max" and not winograd)
-        return not winograd and ((pool != "max" and taps >= 25) or (weight.shape[0] <= 16 and depth > 400))
+            return again or (pool != "max" and not suits_winograd)
+        return not suits_winograd and ((pool != "max" and taps >= 25) or (weight.shape[0] <= 16 and depth > 400))
     if not training or depthwise or (pool == "max" and activation != "silu"):
         return False
-    if winograd and not again:
+    if suits_winograd and not again:
         return weight.numel() > 100_000  # the gradient of so many transformed kernels does not stay in the cache
     return strided or depth > (300 if again else 600) or (taps == 1 and pool == "none")
 
@@ -213,15 +214,18 @@ def _winograd_serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]
     return built and plain and window[0] in (1, 2, 4)
 
 
-def _winograd_wins(x: Tensor, weight: Tensor, pool: str) -> bool:
-    """Whether Winograd's algorithm was measured to be faster than the direct sum.
+def _winograd_suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether both sides have channels enough for Winograd's algorithm."""
+    return x.dtype != torch.float64 and min(weight.shape[-3], weight.shape[-4]) >= 8
 
-    With enough channels and work; the more channels where pooling leaves the algorithm the forward pass alone.
+
+def _winograd_wins(x: Tensor, weight: Tensor, pool: str) -> bool:
+    """Whether Winograd's algorithm, where it suits, was measured to be faster than the direct sum.
+
+    With enough work, and the more channels where pooling leaves the algorithm the forward pass alone.
     """
     outputs, inputs = weight.shape[-4], weight.shape[-3]
-    if x.dtype == torch.float64 or min(inputs, outputs) < 8 or x.numel() * outputs < 100_000:
-        return False
-    return pool == "none" or inputs >= 12 or outputs >= 32
+    return x.numel() * outputs >= 100_000 and (pool == "none" or inputs >= 12 or outputs >= 32)
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:

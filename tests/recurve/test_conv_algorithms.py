@@ -150,6 +150,16 @@ def test_auto_takes_winograds_algorithm_where_channels_and_work_are_enough(
     assert not torch.equal(by["auto"], by[other])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@needs_kernels
+def test_a_few_pixels_of_many_channels_train_on_the_direct_kernel(layout, generator):
+    x = torch.randn(2, 96, 4, 4, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.randn(24, 96, 3, 3, generator=generator)
+    by = {a: ops.conv_block(x, weight, padding=1, pool="none", algorithm=a) for a in ("auto", "direct", "native")}
+    assert torch.equal(by["auto"], by["direct"])
+    assert by["auto"].grad_fn.name() == by["direct"].grad_fn.name() != by["native"].grad_fn.name()
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300], ids=str)
 @pytest.mark.parametrize("where", ["x", "weight"])
 @needs_kernels
