@@ -288,16 +288,16 @@ def test_cudnn_serves_convolutions_where_it_was_measured_to_win(inputs, kernel, 
     [
         ((32, 32, 3, 3), {}, (False, False)),
         ((32, 32, 3, 3), {"activation": "silu"}, (False, True)),
-        ((32, 32, 5, 5), {"pool": "none", "winograd": False}, (True, True)),
-        ((8, 32, 5, 5), {"winograd": False}, (True, False)),
-        ((32, 1, 3, 3), {"winograd": False}, (False, False)),
-        ((32, 1, 3, 3), {"pool": "none", "winograd": False}, (True, True)),
-        ((32, 1, 7, 7), {"pool": "none", "winograd": False}, (False, False)),
+        ((32, 32, 5, 5), {"pool": "none", "suits_winograd": False}, (True, True)),
+        ((8, 32, 5, 5), {"suits_winograd": False}, (True, False)),
+        ((32, 1, 3, 3), {"suits_winograd": False}, (False, False)),
+        ((32, 1, 3, 3), {"pool": "none", "suits_winograd": False}, (True, True)),
+        ((32, 1, 7, 7), {"pool": "none", "suits_winograd": False}, (False, False)),
     ],
     ids=str,
 )
 def test_torch_serves_channels_that_come_last_where_it_was_measured_to_win(weight, options, wins, training):
     x = torch.empty(2, 32, 8, 8, device="cpu").to(memory_format=torch.channels_last)
     weights = torch.empty(weight, device="cpu", requires_grad=training)
-    given = {"stride": (1, 1), "activation": "relu", "pool": "max", "winograd": True} | options
+    given = {"stride": (1, 1), "activation": "relu", "pool": "max", "suits_winograd": True} | options
     assert conv._native_wins(x, weights, groups=32 // weight[1], **given) is wins[training]
