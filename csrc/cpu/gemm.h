@@ -18,22 +18,42 @@ constexpr int64_t gemm_depth = many_registers ? 1024 : 512;  // most of K that i
 constexpr int64_t gemm_rows = 96;         // of a task: its part of `a` stays in the second-level cache
 constexpr int64_t gemm_serial = 1 << 16;  // multiply-adds that no second thread speeds up
 
+// Calls f(k, count, group, within) for runs of [k0, k0 + K) that lie evenly, at most `most_at_once` each: k counts from
+// k0, and the run starts at element `within` of `group`.
+template <class T, class F>
+void for_even_runs(const Gemm<T>& g, int64_t k0, int64_t K, int64_t most_at_once, const F& f) {
+  const int64_t size = g.k_group > 0 ? g.k_group : most(1, g.K);
+  for (int64_t k = k0, count; k < k0 + K; k += count) {
+    count = least(most_at_once, least(size - k % size, k0 + K - k));
+    f(k - k0, count, k / size, k % size);
+  }
+}
+
 // Packs rows [k0, k0 + K) of b's columns [first, first + G vectors) into to[k][lane], zero past N.
 template <class T, int G>
 void pack_panel(const Gemm<T>& g, int64_t model, int64_t k0, int64_t K, int64_t first, T* to) {
   constexpr int64_t width = G * lanes<T>;
-  const T* b = g.b + model * g.b_batch + k0 * g.b_row + first * g.b_column;
+  const T* b = g.b + model * g.b_batch + first * g.b_column;
   const int64_t count = least(width, g.N - first);
   if (g.b_column != 1) {
     for (int64_t n = 0; n < width; n += lanes<T>)
-      transpose_rows(b + n * g.b_column, g.b_column, least(lanes<T>, count - n), K, to + n, width);
+      transpose_rows(b + n * g.b_column + k0 * g.b_row, g.b_column, least(lanes<T>, count - n), K, to + n, width);
     return;
   }
-  for (int64_t k = 0; k < K; ++k, to += width) {
-    for (int i = 0; i < G; ++i)
-      store(to + i * lanes<T>,
-            i * lanes<T> < count ? load(b + k * g.b_row + i * lanes<T>, count - i * lanes<T>) : zero_vector<T>());
-  }
+  for_even_runs(g, k0, K, K, [&](int64_t k0_of_run, int64_t run, int64_t group, int64_t within) {
+    const int64_t b_row = g.b_row;
+    const T* from = b + group * g.b_group + within * b_row;
+    T* row = to + k0_of_run * width;
+    const auto pack = [&](int64_t columns) RECURVE_INLINE_LAMBDA {
+      for (int64_t k = 0; k < run; ++k, from += b_row, row += width)
+        for (int64_t i = 0; i < width; i += lanes<T>)
+          store(row + i, i < columns ? load(from + i, columns - i) : zero_vector<T>());
+    };
+    if (count >= width)
+      pack(width);  // a constant: of whole vectors
+    else
+      pack(count);
+  });
 }
 
 // Packs R columns of `a` as to[k][r]. A whole vector is written for each k and what is too much of it is written over
@@ -47,15 +67,17 @@ void pack_columns(const T* a, int64_t a_column, int64_t available, int64_t K, T*
   for (int64_t k = whole; k < K; ++k) __builtin_memcpy(to + k * R, a + k * a_column, R * sizeof(T));
 }
 
-// Packs `rows` columns of `a` tile by tile, a few k at a time: what a tile leaves of a line, the next finds in the
-// cache, also where rows lie a power of two apart and few lines of them fit.
+// Packs `rows` columns of `a`, elements [k0, k0 + K) of each, tile by tile and a few k at a time: what a tile leaves of
+// a line, the next finds in the cache, also where rows lie a power of two apart and few lines of them fit.
 template <class T, int G>
-void pack_tiles(const T* a, int64_t a_column, int64_t rows, int64_t available, int64_t K, T* to) {
+void pack_tiles(const Gemm<T>& g, const T* a, int64_t rows, int64_t available, int64_t k0, int64_t K, T* to) {
   constexpr int64_t few = 16;
-  for (int64_t k = 0; k < K; k += few)
+  for_even_runs(g, k0, K, few, [&](int64_t k, int64_t run, int64_t group, int64_t within) {
+    const T* from = a + group * g.a_group + within * g.a_column;
     for_row_tiles<most_rows<G>>(rows, [&]<int R>(int64_t m) {
-      pack_columns<T, R>(a + k * a_column + m, a_column, available - m, least(few, K - k), to + m * K + k * R);
+      pack_columns<T, R>(from + m, g.a_column, available - m, run, to + m * K + k * R);
     });
+  });
 }
 
 // The panels of one model's b: the first vector of each row, and how far apart rows and panels are.
@@ -70,12 +92,12 @@ template <class T, int G>
 void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t rows, int64_t p0, int64_t p1, int64_t k0,
                 int64_t K, const Panels<T>& panels) {
   constexpr int64_t width = G * lanes<T>;
-  const T* a = g.a + model * g.a_batch + m0 * g.a_row + k0 * g.a_column;
+  const T* a = g.a + model * g.a_batch + m0 * g.a_row;
   const T* bias = g.bias == nullptr || k0 > 0 ? nullptr : g.bias + model * g.bias_batch;
-  const bool by_row = g.a_column == 1, adds = k0 > 0 || g.accumulate;
+  const bool by_row = g.a_column == 1 && g.k_group == 0, adds = k0 > 0 || g.accumulate;
   T* c = g.c + model * g.c_batch + m0 * g.c_row;
   Scratch<T> columns(by_row ? 0 : rows * K);
-  if (!by_row) pack_tiles<T, G>(a, g.a_column, rows, g.M - m0, K, columns);
+  if (!by_row) pack_tiles<T, G>(g, a, rows, g.M - m0, k0, K, columns);
   for (int64_t p = p0; p < p1; ++p) {
     const T* panel = panels.first + p * panels.panel;
     const int64_t stride = panels.row;
@@ -84,7 +106,7 @@ void gemm_block(const Gemm<T>& g, int64_t model, int64_t m0, int64_t rows, int64
       Vector<T> acc[R][G] = {};
       if (by_row) {
         const T* a_rows[R];
-        for (int r = 0; r < R; ++r) a_rows[r] = a + (m + r) * g.a_row;
+        for (int r = 0; r < R; ++r) a_rows[r] = a + (m + r) * g.a_row + k0;
         product<T, R, G>(acc, a_rows, panel, stride, K);
       } else {
         product_by_column<T, R, G>(acc, columns + m * K, R, panel, stride, K);
@@ -120,7 +142,8 @@ void gemm_panels(const Gemm<T>& g, const Parallel& parallel) {
   const int64_t wanted = divide_up(2 * parallel.threads, g.batch * m_blocks);
   const int64_t p_step = divide_up(panels, least(panels, wanted)), p_blocks = divide_up(panels, p_step);
   // Where a panel is b itself, or few rows use it, packing would not pay.
-  const bool in_place = g.b_column == 1 && g.N % width == 0 && (g.b_row == width || g.M <= most_rows<G>);
+  const bool in_place =
+      g.b_column == 1 && g.k_group == 0 && g.N % width == 0 && (g.b_row == width || g.M <= most_rows<G>);
   Scratch<T> packed(in_place ? 0 : g.batch * panels * width * depth);
   for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += depth) {
     const int64_t K = least(depth, g.K - k0);
@@ -159,8 +182,9 @@ void gemm(const Gemm<T>& g, const Parallel& all) {
   if (g.N >= lanes<T> || g.N >= g.M || g.bias != nullptr) return gemm_wide(g, parallel);
   // Few columns would leave most of a vector idle: the transposed product fills it.
   Scratch<T> transposed(g.batch * g.N * g.M);
-  Gemm<T> t{g.batch,   g.N,        g.M,     g.K,        g.b,       g.b_batch, g.b_column, g.b_row, g.a,
-            g.a_batch, g.a_column, g.a_row, transposed, g.N * g.M, g.M,       nullptr,    0,       false};
+  Gemm<T> t{g.batch, g.N,     g.M,       g.K,        g.b,       g.b_batch,  g.b_column,
+            g.b_row, g.a,     g.a_batch, g.a_column, g.a_row,   transposed, g.N * g.M,
+            g.M,     nullptr, 0,         false,      g.k_group, g.b_group,  g.a_group};
   gemm_wide(t, parallel);
   for (int64_t e = 0; e < g.batch; ++e)
     for (int64_t m = 0; m < g.M; ++m)
@@ -186,18 +210,6 @@ void pairwise_sums(const T* from, int64_t rows, int64_t row_length, int64_t coun
   pairwise_sums(from, rows / 2, row_length, count, sums);
   pairwise_sums(from + rows / 2 * row_length, rows - rows / 2, row_length, count, rest);
   for (int64_t i = 0; i < count; ++i) sums[i] += rest[i];
-}
-
-// out (E, columns) = the sum over the rows of matrix (E, rows, columns).
-template <class T>
-void column_sums(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel& parallel) {
-  constexpr int64_t width = sums_width * lanes<T>;
-  const int64_t blocks = divide_up(columns, width);
-  parallel_for(parallel, models * blocks, [&](int64_t task) {
-    const int64_t model = task / blocks, first = task % blocks * width;
-    pairwise_sums(matrix + model * rows * columns + first, rows, columns, least(width, columns - first),
-                  out + model * columns + first);
-  });
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 #include "conv.h"
 #include "gemm.h"
 #include "peak.h"
-#include "recurrent.h"
+#include "recurrent_backward.h"
+#include "recurrent_forward.h"
 
 #define RECURVE_TEXT_(x) #x
 #define RECURVE_TEXT(x) RECURVE_TEXT_(x)
@@ -16,10 +17,10 @@ namespace recurve {
 extern const InstructionSet RECURVE_TABLE(RECURVE_ISA);
 const InstructionSet RECURVE_TABLE(RECURVE_ISA) = {
     RECURVE_TEXT(RECURVE_ISA),
-    {sequence_forward<float>, sequence_backward<float>, gemm<float>, column_sums<float>, conv_forward<float>,
-     conv_backward<float>, run_chains<float>, read_memory<float>, copy_memory<float>},
-    {sequence_forward<double>, sequence_backward<double>, gemm<double>, column_sums<double>, conv_forward<double>,
-     conv_backward<double>, run_chains<double>, read_memory<double>, copy_memory<double>},
+    {sequence_forward<float>, sequence_backward<float>, gemm<float>, conv_forward<float>, conv_backward<float>,
+     run_chains<float>, read_memory<float>, copy_memory<float>},
+    {sequence_forward<double>, sequence_backward<double>, gemm<double>, conv_forward<double>, conv_backward<double>,
+     run_chains<double>, read_memory<double>, copy_memory<double>},
 };
 
 }  // namespace recurve

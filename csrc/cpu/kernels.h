@@ -75,17 +75,24 @@ template <class T>
 struct SequenceBackward {
   SequenceShape shape;
   const T *gates, *aux, *y;  // as the forward pass left them
-  const T* w_hh;
+  const T* x;                // (T, B, I) if shared, else (E, T, B, I)
+  int64_t inputs;            // I
+  bool shared;
+  const T *w_ih, *w_hh;
   const T *h0, *c0;
+  const T* before;             // (E, T, B, H), the hidden state before each step, or null: y a step earlier, h0 first
   const T* dy;                 // (E, T, B, H), or null: zero
   const T *dh_n, *dc_n;        // (E, B, H), or null: zero
-  T* dgates;                   // (E, T, B, gradients H), as the gates; GRU: n from the input, r, z, n from the state
-  T *dh0, *dc0;                // (E, B, H)
+  T *dh0, *dc0;                // (E, B, H); dc0 of an LSTM only
+  T* dx;                       // (E, T, B, I), or null
+  T *dw_ih, *dw_hh;            // like the weights, or both null
+  T *db_ih, *db_hh;            // (E, gates H), or both null
   T *dh_squares, *dc_squares;  // (E, T, B), zero before, or null: squared norms of the gradients of each step's state
 };
 
 // c = a b + bias, or c += a b, for each of `batch` products: a (M, K) and b (K, N) by strides, c (M, N) with unit
-// column stride.
+// column stride. K may come in groups, where a and b have unit strides in M and N: elements of a group lie a_column and
+// b_row apart, groups a_group and b_group.
 template <class T>
 struct Gemm {
   int64_t batch, M, N, K;
@@ -98,6 +105,8 @@ struct Gemm {
   const T* bias;  // (N), or null
   int64_t bias_batch;
   bool accumulate;
+  int64_t k_group = 0;  // elements of K in a group; 0: all
+  int64_t a_group = 0, b_group = 0;
 };
 
 template <class T>
@@ -138,8 +147,6 @@ struct Kernels {
   void (*sequence_forward)(const SequenceForward<T>&, const Parallel&);
   void (*sequence_backward)(const SequenceBackward<T>&, const Parallel&);
   void (*gemm)(const Gemm<T>&, const Parallel&);
-  // matrix (E, rows, columns) summed over its rows into out (E, columns)
-  void (*column_sums)(const T* matrix, int64_t models, int64_t rows, int64_t columns, T* out, const Parallel&);
   void (*conv_forward)(const ConvForward<T>&, const Parallel&);
   void (*conv_backward)(const ConvBackward<T>&, const Parallel&);
   void (*run_chains)(ArithmeticPeak<T>&);

@@ -65,100 +65,6 @@ Kept run_forward(const Inputs& in, const Options& options, bool keep) {
   return out;
 }
 
-// What the backward pass reads beside the inputs; contiguous, with a leading E unless there is one model.
-struct Left {
-  Tensor y, gates, aux, dy, dh_n, dc_n;
-  Tensor before;  // the hidden state before each step, where it is not `y` shifted by a step
-};
-
-struct Squares {
-  Tensor dh, dc;  // (E, T, B) where a probe asks
-};
-
-// Models [first, first + models): the gradients of the gates, then what follows from them.
-template <class T>
-struct BackwardOfModels {
-  const Inputs& in;
-  const Options& options;
-  const Left& left;
-  const Squares& squares;
-  const Gradients& d;
-  int64_t first, models;
-  const Parallel& parallel;
-
-  const int64_t H = in.hidden, I = in.inputs, rows = in.steps * in.batch;
-  const int64_t width = gate_count(options.cell) * H, all = gradient_count(options.cell) * H;
-  const Kernels<T>& cpu = kernels<T>();
-
-  const T* read(const Tensor& t) const { return t.numel() ? t.const_data_ptr<T>() + first * t.stride(0) : nullptr; }
-  T* write(const Tensor& t) const { return t.defined() ? t.mutable_data_ptr<T>() + first * t.stride(0) : nullptr; }
-
-  void operator()() const {
-    const Scratch<T> dgates(models * rows * all);
-    SequenceShape shape = in.shape(options);
-    shape.models = models;
-    cpu.sequence_backward(
-        {shape, read(left.gates), read(left.aux), read(left.y), read(in.w_hh), read(in.h0), read(in.c0), read(left.dy),
-         read(left.dh_n), read(left.dc_n), dgates, write(d.h0), write(d.c0), write(squares.dh), write(squares.dc)},
-        parallel);
-    if (d.x.defined()) gradient_of_input(dgates);
-    if (d.w_ih.defined()) gradients_of_weights(dgates);
-    if (d.b_ih.defined()) gradients_of_biases(dgates);
-  }
-
-  // A GRU's gradients lie as n from the input, r, z, n from the state; its weights as r, z, n.
-  bool is_gru() const { return options.cell == Cell::gru; }
-
-  void gradient_of_input(const T* dgates) const {
-    auto add = [&](int64_t column, int64_t first_gate, int64_t K, bool accumulate) {
-      cpu.gemm({models, rows, I, K, dgates + column, rows * all, all, 1, read(in.w_ih) + first_gate * I, width * I, I,
-                1, write(d.x), rows * I, I, nullptr, 0, accumulate},
-               parallel);
-    };
-    add(is_gru() ? H : 0, 0, is_gru() ? 2 * H : width, false);
-    if (is_gru()) add(0, 2 * H, H, true);
-  }
-
-  void gradients_of_biases(const T* dgates) const {
-    const Scratch<T> sums(models * all);
-    cpu.column_sums(dgates, models, rows, all, sums, parallel);
-    T *b_ih = write(d.b_ih), *b_hh = write(d.b_hh);
-    for (int64_t i = 0; i < models * width; ++i) {
-      const T* of_model = sums + i / width * all;
-      const int64_t gate = i % width;
-      b_hh[i] = of_model[all - width + gate];
-      b_ih[i] = is_gru() && gate >= 2 * H ? of_model[gate - 2 * H] : b_hh[i];
-    }
-  }
-
-  void gradients_of_weights(const T* dgates) const {
-    // Sums over K rows from `row` on: columns [column, column + count) of dgates transposed times `states`.
-    auto sum = [&](int64_t column, int64_t count, int64_t row, int64_t K, const T* states, int64_t states_batch,
-                   int64_t columns, T* out, bool accumulate) {
-      cpu.gemm({models, count, columns, K, dgates + row * all + column, rows * all, 1, all, states, states_batch,
-                columns, 1, out, width * columns, columns, nullptr, 0, accumulate},
-               parallel);
-    };
-    const T* x = in.shared ? data<T>(in.x) : read(in.x);
-    const int64_t x_batch = in.shared ? 0 : rows * I;
-    T *w_ih = write(d.w_ih), *w_hh = write(d.w_hh);
-    sum(is_gru() ? H : 0, is_gru() ? 2 * H : width, 0, rows, x, x_batch, I, w_ih, false);
-    if (is_gru()) sum(0, H, 0, rows, x, x_batch, I, w_ih + 2 * H * I, false);
-    const int64_t column = all - width;  // of the gradients that pass w_hh; n of gru_before sees r h' instead of h'
-    const int64_t from_state = options.cell == Cell::gru_before ? 2 * H : width;
-    if (left.before.defined()) {
-      sum(column, from_state, 0, rows, read(left.before), rows * H, H, w_hh, false);
-    } else {
-      const int64_t B = in.batch, start = options.reverse ? rows - B : 0, rest = options.reverse ? 0 : B;
-      sum(column, from_state, start, B, read(in.h0), B * H, H, w_hh, false);
-      if (rows > B)
-        sum(column, from_state, rest, rows - B, read(left.y) + (options.reverse ? B * H : 0), rows * H, H, w_hh, true);
-    }
-    if (from_state < width)
-      sum(from_state, width - from_state, 0, rows, read(left.aux), rows * H, H, w_hh + from_state * H, false);
-  }
-};
-
 Gradients run_backward(const Inputs& in, const Options& options, const OptionalTensor& dy, const OptionalTensor& dh_n,
                        const OptionalTensor& dc_n, const Tensor& y, const Tensor& gates, const Tensor& aux, bool need_x,
                        bool need_weights, bool probe) {
@@ -172,11 +78,13 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
     return t->contiguous();
   };
   const int64_t state = E * B * H, all = T_ * state;
-  Left left{whole(y, all), gates, aux, whole(dy, all), whole(dh_n, state), whole(dc_n, state), {}};
+  const Tensor states = whole(y, all), from_y = whole(dy, all), from_h = whole(dh_n, state),
+               from_c = whole(dc_n, state);
+  Tensor before, dh_squares, dc_squares;
   if (need_weights && (in.lengths.defined() || in.resets.defined()))
-    left.before = states_before(in, options, y.reshape({E, T_, B, H})).contiguous();
-  const Squares squares{probe ? at::zeros({E, T_, B}, like) : Tensor(),
-                        probe && is_lstm ? at::zeros({E, T_, B}, like) : Tensor()};
+    before = states_before(in, options, states.reshape({E, T_, B, H})).contiguous();
+  if (probe) dh_squares = at::zeros({E, T_, B}, like);
+  if (probe && is_lstm) dc_squares = at::zeros({E, T_, B}, like);
   Gradients d;
   d.h0 = empty({E, B, H}, like);
   if (is_lstm) d.c0 = empty({E, B, H}, like);
@@ -189,19 +97,38 @@ Gradients run_backward(const Inputs& in, const Options& options, const OptionalT
     d.b_ih = empty({E, width}, like);
     d.b_hh = empty({E, width}, like);
   }
-  const Parallel parallel = torch_parallel(), one{1, parallel.run};
   AT_DISPATCH_FLOATING_TYPES(in.x.scalar_type(), "recurve", [&] {
-    auto run = [&](int64_t first, int64_t models, const Parallel& threads) {
-      BackwardOfModels<scalar_t>{in, options, left, squares, d, first, models, threads}();
-    };
-    // Model by model the gradients of the gates stay in the cache of the thread that reads them again.
-    if (E % parallel.threads == 0 || E >= 4 * parallel.threads)
-      parallel_for(parallel, E, [&](int64_t model) { run(model, 1, one); });
-    else
-      run(0, E, parallel);
+    using T = scalar_t;
+    auto read = [](const Tensor& t) { return t.numel() ? t.const_data_ptr<T>() : nullptr; };
+    auto write = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<T>() : nullptr; };
+    kernels<T>().sequence_backward({.shape = in.shape(options),
+                                    .gates = read(gates),
+                                    .aux = read(aux),
+                                    .y = read(states),
+                                    .x = read(in.x),
+                                    .inputs = I,
+                                    .shared = in.shared,
+                                    .w_ih = read(in.w_ih),
+                                    .w_hh = read(in.w_hh),
+                                    .h0 = read(in.h0),
+                                    .c0 = read(in.c0),
+                                    .before = read(before),
+                                    .dy = read(from_y),
+                                    .dh_n = read(from_h),
+                                    .dc_n = read(from_c),
+                                    .dh0 = write(d.h0),
+                                    .dc0 = write(d.c0),
+                                    .dx = write(d.x),
+                                    .dw_ih = write(d.w_ih),
+                                    .dw_hh = write(d.w_hh),
+                                    .db_ih = write(d.b_ih),
+                                    .db_hh = write(d.b_hh),
+                                    .dh_squares = write(dh_squares),
+                                    .dc_squares = write(dc_squares)},
+                                   torch_parallel());
   });
-  if (squares.dh.defined()) d.dh_norms = squares.dh.sum(-1).sqrt();
-  if (squares.dc.defined()) d.dc_norms = squares.dc.sum(-1).sqrt();
+  if (probe) d.dh_norms = dh_squares.sum(-1).sqrt();
+  if (dc_squares.defined()) d.dc_norms = dc_squares.sum(-1).sqrt();
   return d;
 }
 

@@ -85,19 +85,23 @@ void check_lstm(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden) {
   expect("lstm y", y, h);
   expect("lstm c", cells, c);
 
-  std::vector<T> dgates(S * B * 4 * H), dh0(B * H), dc0(B * H);
+  std::vector<T> dh0(B * H), dc0(B * H), dx(x.size()), dw_ih(w_ih.size()), dw_hh(w_hh.size()), db(4 * H), db_hh(4 * H);
   SequenceBackward<T> backward{};
   backward.shape = shape;
-  backward.gates = gates.data(), backward.aux = cells.data(), backward.y = y.data(), backward.w_hh = w_hh.data();
+  backward.gates = gates.data(), backward.aux = cells.data(), backward.y = y.data();
+  backward.x = x.data(), backward.inputs = I, backward.w_ih = w_ih.data(), backward.w_hh = w_hh.data();
   backward.h0 = h0.data(), backward.c0 = c0.data(), backward.dy = dy.data();
-  backward.dgates = dgates.data(), backward.dh0 = dh0.data(), backward.dc0 = dc0.data();
+  backward.dh0 = dh0.data(), backward.dc0 = dc0.data(), backward.dx = dx.data();
+  backward.dw_ih = dw_ih.data(), backward.dw_hh = dw_hh.data();
+  backward.db_ih = db.data(), backward.db_hh = db_hh.data();
   kernels<T>().sequence_backward(backward, serial);
 
-  std::vector<double> dg(S * B * 4 * H), dh(B * H), dc(B * H);
+  std::vector<double> dg(4 * H), dh(B * H), dc(B * H), dx_wanted(x.size()), dw_ih_wanted(w_ih.size());
+  std::vector<double> dw_hh_wanted(w_hh.size()), db_wanted(4 * H);
   for (int64_t t = S - 1; t >= 0; --t)
     for (int64_t b = 0; b < B; ++b) {
       const double* gate = &g[(t * B + b) * 4 * H];
-      double* d = &dg[(t * B + b) * 4 * H];
+      double* d = dg.data();
       for (int64_t j = 0; j < H; ++j) {
         const int64_t at = (t * B + b) * H + j;
         const double i = gate[j], f = gate[H + j], n = gate[2 * H + j], o = gate[3 * H + j], tanh_c = std::tanh(c[at]);
@@ -111,8 +115,20 @@ void check_lstm(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden) {
         dh[b * H + j] = 0;
         for (int64_t row = 0; row < 4 * H; ++row) dh[b * H + j] += d[row] * double(w_hh[row * H + j]);
       }
+      for (int64_t row = 0; row < 4 * H; ++row) {
+        db_wanted[row] += d[row];
+        for (int64_t j = 0; j < H; ++j) dw_hh_wanted[row * H + j] += d[row] * h_before(t, b, j);
+        for (int64_t i = 0; i < I; ++i) {
+          dx_wanted[(t * B + b) * I + i] += d[row] * double(w_ih[row * I + i]);
+          dw_ih_wanted[row * I + i] += d[row] * double(x[(t * B + b) * I + i]);
+        }
+      }
     }
-  expect("lstm dgates", dgates, dg);
+  expect("lstm dx", dx, dx_wanted);
+  expect("lstm dw_ih", dw_ih, dw_ih_wanted);
+  expect("lstm dw_hh", dw_hh, dw_hh_wanted);
+  expect("lstm db_ih", db, db_wanted);
+  expect("lstm db_hh", db_hh, db_wanted);
   expect("lstm dh0", dh0, dh);
   expect("lstm dc0", dc0, dc);
 }
@@ -203,6 +219,7 @@ template <class T>
 void check_all() {
   for (int64_t hidden : {1, 7, 16, 37}) check_lstm<T>(5, 9, 3, hidden);
   check_lstm<T>(4, 1, 6, 20);
+  check_lstm<T>(300, 40, 3, 7);  // in two parts, and more steps than are summed at once
   for (bool transposed : {false, true}) {
     check_gemm<T>(13, 37, 300, transposed);
     check_gemm<T>(1, 3, 5, transposed);

@@ -19,6 +19,8 @@ CALLS = [
     Sequence("gru", steps=9, batch=13, inputs=5, hidden=37, reverse=True),
     Sequence("rnn", steps=9, batch=13, inputs=5, hidden=37, lengths=True),
     Sequence("lstm", steps=6, batch=64, inputs=64, hidden=64),
+    Sequence("lstm", steps=60, batch=49, inputs=5, hidden=37),  # a batch in parts, steps in groups
+    Sequence("gru", steps=60, batch=33, inputs=9, hidden=37, resets=True, reverse=True),
     Sequence("gru", steps=4, batch=3, inputs=2, hidden=9, models=5),
     Sequence("lstm", steps=4, batch=7, inputs=2, hidden=9, models=3, shared=True),
     Block(batch=19, channels=5, outputs=12, size=(21, 17), options={"padding": 1, "activation": "silu"}),

@@ -40,6 +40,12 @@ def cases():
         yield replace(plain, steps=23, batch=2, hidden=3)
         for inputs, hidden in ((20, 9), (9, 20), (3, 33)):  # weight gradients sum over many rows in tiles of any height
             yield replace(plain, steps=20, batch=9, inputs=inputs, hidden=hidden)
+        # A batch in parts that sum by themselves, over more steps than are summed at once.
+        long = replace(plain, steps=200 if op == "rnn" else 60, batch=40, hidden=37)
+        yield from (replace(long, reverse=reverse) for reverse in (False, True))
+        yield replace(long, models=2, shared=True, inputs=9)
+        yield replace(long, lengths=True, resets=True)
+        yield replace(plain, models=9, batch=5, hidden=9)
         for flags in itertools.product([False, True], repeat=4):
             names = ("no_bias", "lengths", "resets", "reverse")
             yield replace(plain, steps=6, batch=6, **dict(zip(names, flags, strict=True)))
@@ -59,6 +65,7 @@ def cases():
     for hidden, models in itertools.product((1, 16, 33, 129), (None, 3)):
         yield Sequence("gru", hidden=hidden, models=models, shared=models is not None, options=BEFORE)
     yield from (Sequence("gru", batch=batch, options=BEFORE) for batch in (0, 1, 13, 101))
+    yield from (Sequence("gru", steps=60, batch=40, hidden=37, reverse=r, options=BEFORE) for r in (False, True))
     for options in RNN_OPTIONS:
         yield Sequence("rnn", options=options)
         yield Sequence("rnn", hidden=37, batch=6, models=2, lengths=True, resets=True, reverse=True, options=options)
