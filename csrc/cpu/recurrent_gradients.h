@@ -32,8 +32,9 @@ struct BackwardSteps {
 // beside what is summed.
 struct BatchParts {
   explicit BatchParts(const SequenceShape& s) {
-    constexpr int64_t few_models = 8, least_rows = 16, most_parts = 16, most_weights = 1 << 17;
+    constexpr int64_t few_models = 8, most_parts = 16, most_weights = 1 << 17;
     const int64_t weights = most(1, gate_count(s.cell) * s.hidden * s.hidden);
+    const int64_t least_rows = most(16, most(512 / most(1, s.hidden), 256 / most(1, s.steps)));
     const int64_t parts =
         s.models >= few_models ? 1 : least(least(s.batch / least_rows, most_weights / weights), most_parts);
     rows = most(1, divide_up(s.batch, most(1, parts)));
@@ -238,14 +239,15 @@ class GradientSums {
     if (from_state < width) sum(from_state, width, from_state, of.dgates, s.aux + first_row * H, n, H, of.dw_hh, adds);
   }
 
-  // Adds the columns of the gates' gradients: the rows of a step in pairs of halves, steps in double.
+  // Adds the columns of the gates' gradients: rows that lie evenly in pairs of halves, such blocks of rows in double.
   void add_biases(const BackwardSteps<T>& steps, int64_t rows, const T* dgates, int64_t count, double* to) const {
     constexpr int64_t at_once = sums_width * lanes<T>;
+    const int64_t blocks = rows == B ? 1 : steps.count(), of_block = rows == B ? steps.count() * B : rows;
     for (int64_t first = 0; first < count; first += at_once)
-      for (int64_t step = 0; step < steps.count(); ++step) {
+      for (int64_t block = 0; block < blocks; ++block) {
         const int64_t columns = least(at_once, count - first);
         T sum[at_once];
-        pairwise_sums(dgates + step * steps.rows * all + first, rows, all, columns, sum);
+        pairwise_sums(dgates + block * steps.rows * all + first, of_block, all, columns, sum);
         for (int64_t i = 0; i < columns; ++i) to[first + i] += static_cast<double>(sum[i]);
       }
   }

@@ -49,8 +49,8 @@ class _Layers(torch.nn.RNNBase):
             return self._native.forward(self, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
-        x, state, batched = self._as_batch(input, hx)
-        output, last = self._layers(x, state, None)
+        x, states, batched = self._as_batch(input, hx)
+        output, last = self._layers(x, states, None)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not batched:
@@ -60,30 +60,34 @@ class _Layers(torch.nn.RNNBase):
 
     def _packed(self, input: PackedSequence, hx: Any) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        batch = int(batch_sizes[0])
         if hx is None:
-            state = self._zero_state(batch, data)
+            self.check_input(data, batch_sizes)
+            states = self._zero_states(int(batch_sizes[0]), data)
         else:
             hx = self.permute_hidden(hx, sorted_indices)
-            state = tuple(hx) if self._op == "lstm" else (hx,)
-        self.check_forward_args(data, state if len(state) > 1 else state[0], batch_sizes)  # type: ignore[arg-type]
+            self.check_forward_args(data, hx, batch_sizes)
+            states = self._by_layer(tuple(hx) if self._op == "lstm" else (hx,))
         x, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, len(batch_sizes))
-        output, last = self._layers(x, state, lengths)
+        output, last = self._layers(x, states, lengths)
         data, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         packed = PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
 
-    def _zero_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
+    def _zero_states(self, batch: int, like: Tensor) -> list[tuple[Tensor, ...]]:
         layers = self.num_layers * (2 if self.bidirectional else 1)
-        zeros = torch.zeros(layers, batch, self.hidden_size, dtype=like.dtype, device=like.device)
-        return (zeros,) * (2 if self._op == "lstm" else 1)
+        zeros = torch.zeros(batch, self.hidden_size, dtype=like.dtype, device=like.device)
+        return [(zeros,) * (2 if self._op == "lstm" else 1)] * layers
 
-    def _as_batch(self, input: Tensor, hx: Any) -> tuple[Tensor, tuple[Tensor, ...], bool]:
-        """Input as (T, B, I), states as (layers * directions, B, H), and whether the input had a batch axis."""
+    def _by_layer(self, state: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(s.unbind() for s in state), strict=True))
+
+    def _as_batch(self, input: Tensor, hx: Any) -> tuple[Tensor, list[tuple[Tensor, ...]], bool]:
+        """Input as (T, B, I), states (B, H) of each layer and direction, and whether the input had a batch axis."""
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(0 if self.batch_first else 1)
         if hx is None:
-            state = self._zero_state(x.size(0) if self.batch_first else x.size(1), x)
+            self.check_input(x, None)
+            states = self._zero_states(x.size(0) if self.batch_first else x.size(1), x)
         else:
             state = tuple(hx) if self._op == "lstm" else (hx,)
             dimensions = 3 if batched else 2
@@ -92,29 +96,31 @@ class _Layers(torch.nn.RNNBase):
                 kind = "batched 3-D" if batched else "unbatched 2-D"
                 raise RuntimeError(f"For {kind} input, the state should also be {dimensions}-D but got {found}")
             state = state if batched else tuple(s.unsqueeze(1) for s in state)
-        self.check_forward_args(x, state if len(state) > 1 else state[0], None)  # type: ignore[arg-type]
+            self.check_forward_args(x, state if len(state) > 1 else state[0], None)  # type: ignore[arg-type]
+            states = self._by_layer(state)
         if x.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        return (x.transpose(0, 1) if self.batch_first else x), state, batched
+        return (x.transpose(0, 1) if self.batch_first else x), states, batched
 
     def _layers(
-        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, x: Tensor, states: list[tuple[Tensor, ...]], lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         directions = 2 if self.bidirectional else 1
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(directions):
-                index = layer * directions + direction
-                of_layer = tuple(s[index] for s in state)
+                before = states[layer * directions + direction]
                 where = {"lengths": lengths, "reverse": direction == 1}
-                y, *states = self._run(x, *of_layer, *self._weights(layer, direction), **where, **self._options())
+                y, *after = self._run(x, *before, *self._weights(layer, direction), **where, **self._options())
                 outputs.append(y)
-                last.append(tuple(states))
+                last.append(tuple(after))
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and layer < self.num_layers - 1:
                 x = self._dropped(x, lengths)
-        return x, tuple(torch.stack(states) for states in zip(*last, strict=True))
+        if len(last) == 1:
+            return x, tuple(state.unsqueeze(0) for state in last[0])
+        return x, tuple(torch.stack(after) for after in zip(*last, strict=True))
 
     def _dropped(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Dropout between layers; of packed sequences on the packed data, so that torch's random numbers are drawn."""
