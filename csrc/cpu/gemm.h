@@ -180,19 +180,20 @@ void gemm(const Gemm<T>& g, const Parallel& all) {
   if (g.batch == 0 || g.M == 0 || g.N == 0) return;
   const Parallel parallel{g.batch * g.M * g.N * g.K < gemm_serial ? 1 : all.threads, all.run};
   if (g.N >= lanes<T> || g.N >= g.M || g.bias != nullptr) return gemm_wide(g, parallel);
-  // Few columns would leave most of a vector idle: the transposed product fills it.
+  // Few columns would leave most of a vector idle: the transposed product fills it, with the same sums in the same
+  // order.
   Scratch<T> transposed(g.batch * g.N * g.M);
-  Gemm<T> t{g.batch, g.N,     g.M,       g.K,        g.b,       g.b_batch,  g.b_column,
-            g.b_row, g.a,     g.a_batch, g.a_column, g.a_row,   transposed, g.N * g.M,
-            g.M,     nullptr, 0,         false,      g.k_group, g.b_group,  g.a_group};
+  const auto for_each = [&](const auto& f) {
+    for (int64_t e = 0; e < g.batch; ++e)
+      for (int64_t m = 0; m < g.M; ++m)
+        for (int64_t n = 0; n < g.N; ++n) f(g.c[e * g.c_batch + m * g.c_row + n], transposed[(e * g.N + n) * g.M + m]);
+  };
+  if (g.accumulate) for_each([](const T& in_place, T& turned) { turned = in_place; });
+  Gemm<T> t{g.batch, g.N,     g.M,       g.K,          g.b,       g.b_batch,  g.b_column,
+            g.b_row, g.a,     g.a_batch, g.a_column,   g.a_row,   transposed, g.N * g.M,
+            g.M,     nullptr, 0,         g.accumulate, g.k_group, g.b_group,  g.a_group};
   gemm_wide(t, parallel);
-  for (int64_t e = 0; e < g.batch; ++e)
-    for (int64_t m = 0; m < g.M; ++m)
-      for (int64_t n = 0; n < g.N; ++n) {
-        T& to = g.c[e * g.c_batch + m * g.c_row + n];
-        const T sum = transposed[(e * g.N + n) * g.M + m];
-        to = g.accumulate ? to + sum : sum;
-      }
+  for_each([](T& in_place, const T& turned) { in_place = turned; });
 }
 
 constexpr int64_t sums_width = 32;  // vectors of columns that are summed together

@@ -21,6 +21,7 @@ CALLS = [
     Sequence("lstm", steps=6, batch=64, inputs=64, hidden=64),
     Sequence("lstm", steps=60, batch=49, inputs=5, hidden=37),  # a batch in parts, steps in groups
     Sequence("gru", steps=60, batch=33, inputs=9, hidden=37, resets=True, reverse=True),
+    Sequence("gru", steps=90, batch=40, inputs=3, hidden=17),  # few columns, in shares of the weights' rows
     Sequence("gru", steps=4, batch=3, inputs=2, hidden=9, models=5),
     Sequence("lstm", steps=4, batch=7, inputs=2, hidden=9, models=3, shared=True),
     Block(batch=19, channels=5, outputs=12, size=(21, 17), options={"padding": 1, "activation": "silu"}),
