@@ -256,7 +256,7 @@ MUTANTS = [
         "the norm of a gradient misses y's part",
         "cpu/recurrent_backward.h",
         "sum_of_squares<T>(dh)",
-        "sum_of_squares<T>(acc[r][g])",
+        "sum_of_squares<T>(sums[r][g])",
     ),
     Mutant("probe", "a tanh saturates as a sigmoid does", "torch/probe.cpp", "value.abs() > 0.8", "value.abs() > 0.9"),
     Mutant(
