@@ -1,4 +1,7 @@
-"""Who else computes the same: torch.compile, ONNX Runtime, JAX. Registering another takes one call of `register`."""
+"""Who else computes the same: torch.compile, ONNX Runtime, JAX; and a yardstick, the products alone.
+
+Registering another takes one call of `register`.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,7 @@ def register(name: str, make: str, *needs: str) -> None:
     PEERS[name] = Peer(name, make, needs)
 
 
+register("products", "bench.peer_products:competitor")
 register("torch.compile", "bench.peer_compile:competitor")
 register("onnxruntime", "bench.peer_onnx:competitor", "onnx", "onnxruntime")
 register("jax", "bench.peer_jax:competitor", "jax")

@@ -50,6 +50,7 @@ class Competitor:
     Not timed: `prepare`, which makes of a sample the competitor's own input, and `answer`, which makes of the last
     result the tensors that are compared; it selects and regroups, and computes nothing.
     `foreign`: it computes on threads of its own, not on torch's.
+    `judged`: false of a yardstick, which does only a part of the work and has no answer.
     """
 
     forward: Callable[[Any], Any]
@@ -57,6 +58,7 @@ class Competitor:
     answer: Callable[[Any], Sequence[Tensor]] = tuple
     prepare: Callable[[Sample], Any] = lambda sample: sample
     foreign: bool = False
+    judged: bool = True
 
     def run(self, x: Any, now: Callable[[], Any] = time.perf_counter) -> tuple[Any, list[Any]]:
         """The result of one step, and the times at its start, between its parts and at its end."""
@@ -137,12 +139,14 @@ def check(problem: Problem) -> None:
 
 
 def _first_answers(problem: Problem) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
-    """Every competitor's answer to the first sample, and the seconds of this first call."""
+    """The judged competitors' answers to the first sample, and the seconds of everyone's first call."""
     answers, seconds = {}, {}
     for name, competitor in problem.competitors.items():
         x = competitor.prepare(problem.samples[0])
         result, marks = competitor.run(x)
         seconds[name] = marks[-1] - marks[0]
+        if not competitor.judged:
+            continue
         if not _is_ready(competitor, result, seconds[name]):
             _check_ready(name, competitor, x)
         answers[name] = _snapshot(competitor, result)
@@ -224,7 +228,7 @@ def race(
             for turn, (name, (intervals, answer)) in enumerate(measured.items()):
                 times[name].append(intervals)
                 turns[name].append(turn)
-                if spotted:
+                if spotted and entrants[name].judged:
                     answers[name] = answer
             index += 1
     finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import peers
 from bench.cases import Case, name_of, parse
-from bench.protocol import NATIVE, OURS, check
+from bench.protocol import NATIVE, OURS, check, measure
 
 CASES = [
     parse(name)
@@ -52,6 +53,22 @@ def test_a_registered_peer_competes(monkeypatch: pytest.MonkeyPatch) -> None:
     peers.register("again", "bench.peer_compile:competitor")
     case = parse("recurrent-GRU-infer-T5-B3-I2-H8")
     assert "again" in peers.joined(case, case.problem(), ["again"])[0].competitors
+
+
+@pytest.mark.parametrize("name", ["LSTM-train-T5-B3-I6-H8", "GRU-train-T5-B3-I2-H8", "RNN-infer-T5-B3-I2-H8"])
+def test_products_alone_are_those_that_a_case_counts(name: str) -> None:
+    case = parse(f"recurrent-{name}")
+    problem, _ = peers.joined(case, case.problem(), ["products"])
+    with FlopCounterMode(display=False) as counter:
+        problem.competitors["products"].run(problem.samples[0])
+    assert counter.get_total_flops() == case.flops
+
+
+def test_a_yardstick_is_timed_in_the_same_blocks_and_not_judged() -> None:
+    case = parse("recurrent-GRU-train-T5-B3-I6-H8")
+    problem, _ = peers.joined(case, case.problem(), ["products"])
+    seconds = measure(problem, 0.01).seconds
+    assert seconds["products"].shape == seconds[OURS].shape
 
 
 def test_a_peer_says_why_it_does_not_compute_a_case() -> None:
