@@ -178,10 +178,10 @@ void check_conv(int64_t batch, int64_t channels, int64_t outputs, int64_t height
   const int64_t P = s.pooled(0), Q = s.pooled(1);
   const auto dy = random_values<T>(B * O * P * Q);
   std::vector<T> y(B * O * P * Q), dx(x.size()), dweight(weight.size()), dbias(O);
-  kernels<T>().conv_forward({s, x.data(), weight.data(), bias.data(), y.data(), nullptr}, serial);
-  kernels<T>().conv_backward(
-      {s, x.data(), weight.data(), bias.data(), nullptr, nullptr, dy.data(), dx.data(), dweight.data(), dbias.data()},
-      serial);
+  kernels<T>().conv_forward({s, x.data(), weight.data(), bias.data(), y.data(), nullptr, false}, serial);
+  kernels<T>().conv_backward({s, x.data(), weight.data(), bias.data(), nullptr, nullptr, dy.data(), dx.data(),
+                              dweight.data(), dbias.data(), false},
+                             serial);
 
   std::vector<double> wanted(y.size()), dx_wanted(x.size()), dweight_wanted(weight.size()), dbias_wanted(O);
   for (int64_t b = 0; b < B; ++b)
