@@ -40,4 +40,4 @@ def _recorded(competitor: Competitor, sample: Sample) -> Competitor:
         graph.replay()
         return result
 
-    return Competitor(replay, answer=competitor.answer, prepare=refill)
+    return replace(competitor, forward=replay, backward=None, prepare=refill)
