@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
+from pretended_gpu import Graph, pretended_gpu
 
 from bench import workers
 from bench.cases import Recurrent
-from bench.clocks import WallClock
 from bench.protocol import NATIVE, OURS, TWIN, Competitor, Problem, WrongAnswer
 from bench.results import rows_of
 from bench.workers import Conditions, Measurement, Workers, measure_here
@@ -35,6 +35,7 @@ class Planted(Recurrent):
 
 
 SHAPE = (5, 2, 3, 8)
+GRU = Recurrent("GRU", "train", *SHAPE)
 CONDITIONS = Conditions(threads=1)
 
 
@@ -44,7 +45,7 @@ def test_every_process_measures_on_its_own_inputs_and_one_that_fails_does_not_en
             workers.measure(0, Planted("GRU", "infer", *SHAPE), 0.01, CONDITIONS)
         with pytest.raises(Exception, match="terminated abruptly"):
             workers.measure(0, Planted("GRU", "infer", *SHAPE, 2), 0.01, CONDITIONS)
-        found = [workers.measure(number, Recurrent("GRU", "train", *SHAPE), 0.01, CONDITIONS) for number in range(2)]
+        found = [workers.measure(number, GRU, 0.01, CONDITIONS) for number in range(2)]
     for measurement in found:
         race = measurement.races["wall"]
         assert set(race.seconds) == {OURS, TWIN, NATIVE}
@@ -54,32 +55,46 @@ def test_every_process_measures_on_its_own_inputs_and_one_that_fails_does_not_en
     assert found[1].held_bytes == {}  # once is enough
 
 
-def measured_as_on_cuda(monkeypatch: pytest.MonkeyPatch, seed: int) -> Measurement:
-    """With a clock for steps in parts, and one for whole steps such as those of graphs."""
-
-    def whole(own: Competitor) -> Competitor:
-        return Competitor(lambda x: own.run(x)[0], answer=own.answer)
-
-    def replayed(problem: Problem) -> Problem:
-        return replace(problem, competitors={name: whole(own) for name, own in problem.competitors.items()})
-
+def measured_on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch, seed: int = 0, *peers: str) -> Measurement:
     monkeypatch.setattr(workers, "_keep", lambda conditions: None)
-    monkeypatch.setattr(workers, "_clocks", lambda device: {"events": WallClock(), "graph": WallClock()})
-    monkeypatch.setattr(workers, "replayed", replayed)
-    case = Recurrent("GRU", "train", *SHAPE)
-    return measure_here(case, 0.01, seed, Conditions(torch.get_num_threads()), checked=seed > 0)
+    with pretended_gpu():
+        return measure_here(GRU, 0.01, seed, Conditions(torch.get_num_threads(), "cuda", peers=peers), checked=seed > 0)
 
 
-def test_what_is_held_is_told_where_graphs_are_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured_as_on_cuda(monkeypatch, 0)
-    assert [race.seconds[OURS].shape[1] for race in found.races.values()] == [2, 1]
+def test_a_gpu_is_measured_by_events_by_waiting_and_by_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured_on_a_pretended_gpu(monkeypatch)
+    assert {clock: race.seconds[OURS].shape[1] for clock, race in found.races.items()} == {
+        "events": 2,
+        "wall": 2,
+        "graph": 1,  # forward and backward are replayed together
+    }
+    assert found.left_out == {}
     assert found.held_bytes[OURS] > 0
 
 
+def test_a_graph_that_computes_nothing_anew_is_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    with pytest.raises(WrongAnswer, match="is off by"):
+        measured_on_a_pretended_gpu(monkeypatch)
+
+
+def test_a_recorded_yardstick_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured_on_a_pretended_gpu(monkeypatch, 0, "products")
+    assert all("products" in race.seconds for race in found.races.values())
+
+
 def test_a_graph_that_one_process_could_not_record_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [measured_as_on_cuda(monkeypatch, seed) for seed in range(2)]
-    case, conditions = Recurrent("GRU", "train", *SHAPE), Conditions(1, "cuda")
-    found = [replace(measurement, limits=None) for measurement in found]
-    assert {row.clock for row in rows_of(case, found, conditions)} == {"events", "graph"}
+    found = [measured_on_a_pretended_gpu(monkeypatch, seed) for seed in range(2)]
+    assert {row.clock for row in rows_of(GRU, found, Conditions(1, "cuda"))} == {"events", "wall", "graph"}
     del found[1].races["graph"]
-    assert {row.clock for row in rows_of(case, found, conditions)} == {"events"}
+    assert {row.clock for row in rows_of(GRU, found, Conditions(1, "cuda"))} == {"events", "wall"}
+
+
+def test_work_that_cannot_be_recorded_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(problem: Problem) -> Problem:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(workers, "replayed", refuses)
+    found = measured_on_a_pretended_gpu(monkeypatch)
+    assert set(found.races) == {"events", "wall"}
+    assert found.left_out == {"graph": "operation not permitted when stream is capturing"}
