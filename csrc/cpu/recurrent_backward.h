@@ -239,10 +239,12 @@ RECURVE_INLINE void prefetch_units(BackwardUnit<T> at, const BackwardRows<T>& ro
   }
 }
 
-// The present step of all rows for units [begin, end): gradients of the state, then of the gates.
-template <class T, class CellBackward, int G>
-void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
-  const auto& s = rows.s;
+// Calls `finish(at, row, unit, product)` for each vector of units [begin, end) of each row: `product` is that of the
+// gradients that `gates` points to, for each row, with the weights; zero if it is null.
+template <class T, int G, class Finish>
+RECURVE_INLINE void for_products(const BackwardRows<T>& rows, const T* const* gates,
+                                 const BackwardWeights<T, G>& weights, int64_t begin, int64_t end,
+                                 const Finish& finish) {
   const BackwardUnit<T> first = rows.origin();
   Vector<T> sums[group_rows][G];
   for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
@@ -250,51 +252,46 @@ void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& wei
       for_row_tiles<most_rows<G>>(count, [&]<int R>(int64_t r0) {
         if (!rows.is_before()) prefetch_units<R, G>(first, rows, group + r0, unit0);
         Vector<T> acc[R][G] = {};
-        if (!rows.is_last())
-          product<T, R, G>(acc, rows.later_gates + group + r0, weights.panel(rows.model, unit0), G * lanes<T>,
-                           weights.depth());
+        if (gates != nullptr)
+          product<T, R, G>(acc, gates + group + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
         store_tile<T, R, G>(acc, sums + r0);
       });
-      for (int g = 0; g < G && unit0 + g * lanes<T> < s.shape.hidden; ++g) {
+      for (int g = 0; g < G && unit0 + g * lanes<T> < rows.s.shape.hidden; ++g) {
         const int64_t unit = unit0 + g * lanes<T>;
         for_each_row<T>(first, group, count, unit, [&](BackwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
-          const RowStep &now = rows.now[group + r], &later = rows.later[group + r];
-          const Vector<T> dh = state_gradient<T, CellBackward>(at, now, later, sums[r][g]);
-          if (!now.active) return store(at.dh_carry, dh, at.count);
-          if (at.dh_squares != nullptr) *at.dh_squares += sum_of_squares<T>(dh);
-          at.h_before = rows.h_before[group + r] + unit;
-          at.c_before = part(rows.c_before[group + r], unit);
-          CellBackward::finish(s, at, dh);
+          finish(at, group + r, unit, sums[r][g]);
         });
       }
     });
   }
 }
 
+// The present step of all rows for units [begin, end): gradients of the state, then of the gates.
+template <class T, class CellBackward, int G>
+void backward_step(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
+  const T* const* later_gates = rows.is_last() ? nullptr : rows.later_gates.get();
+  auto finish = [&](BackwardUnit<T>& at, int64_t row, int64_t unit, Vector<T> product) RECURVE_INLINE_LAMBDA {
+    const RowStep& now = rows.now[row];
+    const Vector<T> dh = state_gradient<T, CellBackward>(at, now, rows.later[row], product);
+    if (!now.active) return store(at.dh_carry, dh, at.count);
+    if (at.dh_squares != nullptr) *at.dh_squares += sum_of_squares<T>(dh);
+    at.h_before = rows.h_before[row] + unit;
+    at.c_before = part(rows.c_before[row], unit);
+    CellBackward::finish(rows.s, at, dh);
+  };
+  for_products(rows, later_gates, weights, begin, end, finish);
+}
+
 // Likewise of a GRU whose reset acts before the product: from the gradients of n to those of r and the state.
 template <class T, int G>
 void backward_reset(const BackwardRows<T>& rows, const BackwardWeights<T, G>& weights, int64_t begin, int64_t end) {
-  const auto& s = rows.s;
-  const BackwardUnit<T> first = rows.origin();
-  Vector<T> sums[group_rows][G];
-  for (int64_t unit0 = begin; unit0 < end; unit0 += G * lanes<T>) {
-    for_row_groups(rows.rows, [&](int64_t group, int64_t count) {
-      for_row_tiles<most_rows<G>>(count, [&]<int R>(int64_t r0) {
-        Vector<T> acc[R][G] = {};
-        product<T, R, G>(acc, rows.dn + group + r0, weights.panel(rows.model, unit0), G * lanes<T>, weights.depth());
-        store_tile<T, R, G>(acc, sums + r0);
-      });
-      for (int g = 0; g < G && unit0 + g * lanes<T> < s.shape.hidden; ++g) {
-        const int64_t unit = unit0 + g * lanes<T>;
-        for_each_row<T>(first, group, count, unit, [&](BackwardUnit<T>& at, int64_t r) RECURVE_INLINE_LAMBDA {
-          if (!rows.now[group + r].active) return;
-          const Vector<T> reset = load(at.gates, at.count), h_before = load(rows.h_before[group + r] + unit, at.count);
-          store(at.dgates, sums[r][g] * h_before * sigmoid_slope(reset), at.count);
-          store(at.dh_carry, load(at.dh_carry, at.count) + sums[r][g] * reset, at.count);
-        });
-      }
-    });
-  }
+  auto finish = [&](BackwardUnit<T>& at, int64_t row, int64_t unit, Vector<T> product) RECURVE_INLINE_LAMBDA {
+    if (!rows.now[row].active) return;
+    const Vector<T> reset = load(at.gates, at.count), h_before = load(rows.h_before[row] + unit, at.count);
+    store(at.dgates, product * h_before * sigmoid_slope(reset), at.count);
+    store(at.dh_carry, load(at.dh_carry, at.count) + product * reset, at.count);
+  };
+  for_products(rows, rows.dn.get(), weights, begin, end, finish);
 }
 
 // What is carried to the last step.

@@ -236,7 +236,7 @@ MUTANTS = [
     recurrent(
         "no gradient through the reset to the state",
         "cpu/recurrent_backward.h",
-        "load(at.dh_carry, at.count) + sums[r][g] * reset",
+        "load(at.dh_carry, at.count) + product * reset",
         "load(at.dh_carry, at.count)",
     ),
     recurrent(
@@ -256,7 +256,7 @@ MUTANTS = [
         "the norm of a gradient misses y's part",
         "cpu/recurrent_backward.h",
         "sum_of_squares<T>(dh)",
-        "sum_of_squares<T>(sums[r][g])",
+        "sum_of_squares<T>(product)",
     ),
     Mutant("probe", "a tanh saturates as a sigmoid does", "torch/probe.cpp", "value.abs() > 0.8", "value.abs() > 0.9"),
     Mutant(
