@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,22 +61,29 @@ class Probe:
         self._fused, self._ended = _fused_calls(), True
 
 
-_active: list[Probe | None] = []
+class _Active(threading.local):
+    """Of this thread: its probes, and where they are paused None, the innermost last."""
+
+    def __init__(self) -> None:
+        self.probes: list[Probe | None] = []
+
+
+_active = _Active()
 
 
 def active() -> Probe | None:
     """The innermost probe, or None."""
-    return _active[-1] if _active else None
+    return _active.probes[-1] if _active.probes else None
 
 
 @contextmanager
 def paused() -> Iterator[None]:
     """Hide what runs in the block from the probe."""
-    _active.append(None)
+    _active.probes.append(None)
     try:
         yield
     finally:
-        _active.pop()
+        _active.probes.pop()
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def probe() -> Iterator[Probe]:
     """Record what happens inside the LSTM, GRU and RNN modules and ops that run within the block.
 
     The record is a by-product of the forward and the backward pass; the backward pass may come after the block.
-    Without a probe nothing is computed. Calls inside `torch.compile` are not seen.
+    Without a probe nothing is computed. Calls inside `torch.compile` and in other threads are not seen.
 
         with recurve.nn.probe() as record:
             loss = model(x).square().mean()
@@ -94,12 +102,12 @@ def probe() -> Iterator[Probe]:
     compiled: Any = _extension.module()
     if compiled is not None:
         compiled.probe_begin()
-    _active.append(record)
+    _active.probes.append(record)
     try:
         yield record
     finally:
         record._end()
-        _active.pop()
+        _active.probes.pop()
         if compiled is not None:
             compiled.probe_end()
 

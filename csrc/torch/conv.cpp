@@ -70,7 +70,9 @@ struct ConvFunction : torch::autograd::Function<ConvFunction<WINOGRAD>> {
         op<decltype(conv_block_forward<run_forward<WINOGRAD>>), WINOGRAD>(
             WINOGRAD ? "recurve::conv_block_winograd_forward" : "recurve::conv_block_forward")
             .call(x, weight, bias, o.stride, o.padding, o.dilation, o.groups, o.activation, o.pool, o.window);
-    ctx->save_for_backward({x, weight, bias.value_or(Tensor()), y, places});
+    // Without an activation y may change later, as after torch's own convolution.
+    const bool needs_y = o.activation != "none" || (o.pool == "max" && places.numel() == 0);
+    ctx->save_for_backward({x, weight, bias.value_or(Tensor()), needs_y ? y : Tensor(), places});
     ctx->saved_data["stride"] = o.stride;
     ctx->saved_data["padding"] = o.padding;
     ctx->saved_data["dilation"] = o.dilation;
@@ -88,8 +90,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction<WINOGRAD>> {
     auto run = [&] {
       return op<decltype(conv_block_backward<run_backward<WINOGRAD>>), WINOGRAD>(
                  WINOGRAD ? "recurve::conv_block_winograd_backward" : "recurve::conv_block_backward")
-          .call(d[0], s[0], s[1], s[2].defined() ? OptionalTensor(s[2]) : std::nullopt, s[3], s[4], numbers("stride"),
-                numbers("padding"), numbers("dilation"), ctx->saved_data["groups"].toInt(),
+          .call(d[0], s[0], s[1], s[2].defined() ? OptionalTensor(s[2]) : std::nullopt, s[3].defined() ? s[3] : d[0],
+                s[4], numbers("stride"), numbers("padding"), numbers("dilation"), ctx->saved_data["groups"].toInt(),
                 ctx->saved_data["activation"].toStringRef(), ctx->saved_data["pool"].toStringRef(), numbers("window"),
                 need_x, need_weight);
     };

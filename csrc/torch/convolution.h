@@ -164,7 +164,7 @@ ConvForwardResult conv_block_forward(const Tensor& x, const Tensor& weight, cons
           out.places.defined() ? out.places : at::empty({0}, x.options().dtype(at::kByte))};
 }
 
-// The op conv_block_backward of a device.
+// The op conv_block_backward of a device. Where the activation is none and places tell the rest, any y will do.
 template <ConvBackwardRun RUN>
 ConvBackwardResult conv_block_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                        const OptionalTensor& bias, const Tensor& y, const Tensor& places,
@@ -174,7 +174,8 @@ ConvBackwardResult conv_block_backward(const Tensor& dy, const Tensor& x, const 
   const ConvInputs in(x, weight, bias, {stride, padding, dilation, groups, activation, pool, window});
   TORCH_CHECK(!in.shape.keeps_places() || places.numel() == y.numel(), "conv_block_backward: places must be as ",
               "conv_block_forward returned them, got ", places.sizes());
-  const ConvGradients d = RUN(in, in.laid_out(dy), in.laid_out(y), in.laid_out(places), need_x, need_weight);
+  const Tensor own_dy = in.laid_out(dy), own_y = y.is_same(dy) ? own_dy : in.laid_out(y);
+  const ConvGradients d = RUN(in, own_dy, own_y, in.laid_out(places), need_x, need_weight);
   // A gradient in the shape of its input: summed over the models that shared it, without an axis that it lacked.
   auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
     if (!gradient.defined()) return at::empty({0}, x.options());

@@ -171,7 +171,11 @@ BackwardResult sequence_backward(const OptionalTensor& dy, const OptionalTensor&
                                  const Tensor& gates, const Tensor& aux, int64_t cell, bool reverse, int64_t activation,
                                  double leak, bool need_x, bool need_weights, bool probe) {
   const Options options{static_cast<Cell>(cell), reverse, activation, leak};
-  const Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  Inputs in(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, resets);
+  if (need_weights && in.lengths.defined()) {  // what lies behind a sequence's end may be anything, also not a number
+    const Tensor t = at::arange(in.steps, in.lengths.options()).unsqueeze(1);
+    in.x = in.x.masked_fill((t >= in.lengths).unsqueeze(-1), 0);
+  }
   const Gradients d = RUN(in, options, dy, dh_n, dc_n, y, gates, aux, need_x, need_weights, probe);
   auto shaped = [&](const Tensor& gradient, const OptionalTensor& input) {
     return gradient.defined() && input.has_value() ? like_input(gradient, *input) : nothing(x);

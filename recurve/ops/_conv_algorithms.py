@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recurve._extension import HALF
+
 
 def im2col(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
     """Patches side by side as a matrix, times the weights (Chellapilla et al. 2006)."""
@@ -105,14 +107,15 @@ def convolve(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`F.conv2d` by the algorithm of that name, for x (B, C, H, W)."""
+    """`F.conv2d` by the algorithm of that name, for x (B, C, H, W); 16-bit types are computed in float32."""
     if weight.shape[1] * groups != x.shape[1]:
         raise RuntimeError(
             f"Given groups={groups}, weight of size {list(weight.shape)}, expected input to have "
             f"{weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
         )
     x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
-    y = ALGORITHMS[algorithm](x, weight, stride, dilation, groups)
+    inside = torch.float32 if x.dtype in HALF else x.dtype
+    y = ALGORITHMS[algorithm](x.to(inside), weight.to(inside), stride, dilation, groups).to(x.dtype)
     return y if bias is None else y + bias[:, None, None]
 
 

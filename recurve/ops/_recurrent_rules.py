@@ -32,6 +32,9 @@ def register() -> None:
 
 def _outputs(x: Tensor, h0: Tensor, w_ih: Tensor) -> tuple[Tensor, Tensor]:
     """Empty y and h_n of a call."""
+    for what, tensor in (("h0", h0), ("w_ih", w_ih)):
+        if tensor.device != x.device:
+            raise RuntimeError(f"{what} is on {tensor.device}, x on {x.device}; move one of them")
     ensemble, hidden = w_ih.shape[:-2], h0.shape[-1]
     steps, batch = x.shape[-3], x.shape[-2]
     return x.new_empty(*ensemble, steps, batch, hidden), x.new_empty(*ensemble, batch, hidden)

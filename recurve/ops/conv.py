@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -77,8 +78,8 @@ def conv_block(
         raise ValueError(f"algorithm {algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
     if isinstance(padding, str):
         x, padding = _padded(x, weight, stride, padding, dilation)
-    geometry = (_pair(stride), _pair(padding), _pair(dilation))
-    window = _pair(pool_size) if pool != "none" else (1, 1)
+    geometry = (_pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation"))
+    window = _pair(pool_size, "pool_size") if pool != "none" else (1, 1)
     options = (*geometry, groups, activation, pool, window)
     serves = _winograd_serves(x, weight, geometry, window)
     refusal = "no kernel of Winograd's algorithm for this geometry" if algorithm == "winograd" and not serves else None
@@ -123,7 +124,7 @@ def conv_block_reference(
     pool_size: int | Sequence[int] = 2,
 ) -> Tensor:
     """`conv_block` in torch's own ops, which is also its native path; an ensemble becomes groups of one convolution."""
-    geometry = (_pair(stride), _pair(padding), _pair(dilation))
+    geometry = (_pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation"))
     return _chain(F.conv2d, x, weight, bias, *geometry, groups, activation, pool, pool_size)
 
 
@@ -160,9 +161,9 @@ def _padded(
         return x, (0, 0)
     if padding != "same":
         raise ValueError(f"padding {padding!r} is unknown; allowed: a number, a pair, 'same', 'valid'")
-    if tuple(_pair(stride)) != (1, 1):
+    if tuple(_pair(stride, "stride")) != (1, 1):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride {stride}")
-    total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[-2:], strict=True)]
+    total = [d * (k - 1) for d, k in zip(_pair(dilation, "dilation"), weight.shape[-2:], strict=True)]
     if any(t % 2 for t in total):
         x = F.pad(x, [0, total[1] % 2, 0, total[0] % 2])
     return x, (total[0] // 2, total[1] // 2)
@@ -222,17 +223,24 @@ def _winograd_suits(x: Tensor, weight: Tensor) -> bool:
 def _winograd_wins(x: Tensor, weight: Tensor, pool: str) -> bool:
     """Whether Winograd's algorithm, where it suits, was measured to be faster than the direct sum.
 
-    With enough work, and the more channels where pooling leaves the algorithm the forward pass alone.
+    With enough work, which is taken for granted where sizes are only traced, and the more channels where pooling leaves
+    the algorithm the forward pass alone.
     """
     outputs, inputs = weight.shape[-4], weight.shape[-3]
-    return x.numel() * outputs >= 100_000 and (pool == "none" or inputs >= 12 or outputs >= 32)
+    enough = torch.compiler.is_compiling() or x.numel() * outputs >= 100_000
+    return enough and (pool == "none" or inputs >= 12 or outputs >= 32)
 
 
 def _pool(x: Tensor, pool: Pool, size: int | Sequence[int]) -> Tensor:
     if pool == "none":
         return x
-    return F.max_pool2d(x, _pair(size)) if pool == "max" else F.avg_pool2d(x, _pair(size))
+    size = _pair(size, "pool_size")
+    return F.max_pool2d(x, size) if pool == "max" else F.avg_pool2d(x, size)
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Height and width of an option; like torch's, it is one whole number or two."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(sides) not in (1, 2):
+        raise RuntimeError(f"expected {name} to be a single integer value or a list of 2 values, but got {value}")
+    return operator.index(sides[0]), operator.index(sides[-1])

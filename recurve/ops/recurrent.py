@@ -50,7 +50,8 @@ def lstm(
         reverse: go from the last step to the first.
 
     Returns:
-        y (T, B, H), h_n (B, H), c_n (B, H), each with a leading E if there is one.
+        y (T, B, H), h_n (B, H), c_n (B, H), each with a leading E if there is one. The backward pass needs y: as with
+        torch's LSTM, it raises if y was changed in place.
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit together, or a forced backend that cannot serve.
@@ -237,7 +238,7 @@ def lstm_reference(
         return (o * torch.tanh(c), c), (i, f, g, o)
 
     seen = _seen("lstm", ("sigmoid", "sigmoid", "tanh", "sigmoid"), x, w_ih)
-    y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
+    y, (h_n, c_n) = _scan("lstm", step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
     return y, h_n, c_n
 
 
@@ -277,7 +278,7 @@ def gru_reference(
 
     seen = _seen("gru", ("sigmoid", "sigmoid", "tanh"), x, w_ih)
     chosen = step if reset == "after" else step_before
-    y, (h_n,) = _scan(chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
+    y, (h_n,) = _scan("gru", chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
@@ -303,7 +304,7 @@ def rnn_reference(
         return ((1 - leak) * h + leak * new,), (new,)
 
     seen = _seen("rnn", (activation,), x, w_ih)
-    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
+    y, (h_n,) = _scan("rnn", step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
@@ -318,6 +319,7 @@ def _seen(op: str, activations: tuple[str, ...], x: Tensor, w_ih: Tensor) -> _pr
 
 
 def _scan(
+    op: str,
     step: Callable[[Tensor, States], tuple[States, States]],
     x: Tensor,
     w_ih: Tensor,
@@ -329,10 +331,14 @@ def _scan(
     seen: _probe.ReferenceCall | None,
 ) -> tuple[Tensor, States]:
     """Run `step`, which returns new states and gates, over time; returns all outputs and the last state."""
-    projected = _linear(x, w_ih.unsqueeze(-3), None if b_ih is None else b_ih.unsqueeze(-2))
+    _check(op, x, state, lengths, resets)
     steps = x.shape[-3]
     resets = None if resets is None else resets.to(x.device)
-    lengths = None if lengths is None else lengths.to(x.device)
+    if lengths is not None:
+        lengths = lengths.to(x.device)
+        past = torch.arange(steps, device=x.device).unsqueeze(1) >= lengths
+        x = x.masked_fill(past.unsqueeze(-1), 0)  # what lies there may be anything, also not a number
+    projected = _linear(x, w_ih.unsqueeze(-3), None if b_ih is None else b_ih.unsqueeze(-2))
     outputs: list[Tensor] = []
     for t in reversed(range(steps)) if reverse else range(steps):
         before = state
@@ -350,6 +356,35 @@ def _scan(
             state = tuple(torch.where(active, n, s) for n, s in zip(new, state, strict=True))
             outputs.append(torch.where(active, new[0], torch.zeros_like(new[0])))
     return torch.stack(outputs[::-1] if reverse else outputs, dim=-3), state
+
+
+def _check(op: str, x: Tensor, state: States, lengths: Tensor | None, resets: Tensor | None) -> None:
+    """Raise RuntimeError for what broadcasting would hide: as the kernels do."""
+    steps, batch = x.shape[-3:-1]
+    if steps == 0:
+        raise RuntimeError(f"{op}: Expected sequence length to be larger than 0 in RNN")
+    for name, own in zip(("h0", "c0"), state, strict=False):
+        if own.dim() < 2 or own.shape[-2] != batch:
+            raise RuntimeError(f"{op}: {name} must be (B, H) with B = {batch}, got {list(own.shape)}")
+    if lengths is not None:
+        if lengths.shape != (batch,) or not _is_integral(lengths.dtype):
+            raise RuntimeError(
+                f"{op}: lengths must be (B,) = ({batch},) of an integer type, got {list(lengths.shape)} of "
+                f"{lengths.dtype}"
+            )
+        seen = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and batch and torch._C._functorch.peek_interpreter_stack() is None:
+            least, most = (int(end) for end in lengths.aminmax())
+            if least < 0 or most > steps:
+                raise RuntimeError(f"{op}: lengths must lie in [0, {steps}], got {least} to {most}")
+    if resets is not None and (resets.shape != (steps, batch) or resets.dtype != torch.bool):
+        raise RuntimeError(
+            f"{op}: resets must be (T, B) = ({steps}, {batch}) of bool, got {list(resets.shape)} of {resets.dtype}"
+        )
+
+
+def _is_integral(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -36,6 +36,18 @@ def test_every_algorithm_gives_the_same_answer(name, algorithm, generator):
     assert_close(found, results(ops.conv_block, tensors, options | {"algorithm": "native"}), 1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@needs_kernels
+def test_16_bit_types_are_computed_in_float32(algorithm, dtype, generator):
+    tensors = Block(channels=1).tensors(generator)
+    rounded = {name: t.to(dtype) for name, t in tensors.items()}
+    found = ops.conv_block(**rounded, algorithm=algorithm)
+    exact = ops.conv_block(**{name: t.double() for name, t in rounded.items()}, algorithm="native")
+    assert found.dtype == dtype
+    assert (found - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
 @pytest.mark.parametrize("channels", [1, 64])
 @pytest.mark.parametrize(("size", "bound"), [((18, 18), 30), ((5, 9), 5)], ids=["4x4", "2x2"])
 def test_winograds_error_is_bounded(size, bound, channels, generator):

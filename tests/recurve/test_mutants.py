@@ -234,6 +234,12 @@ MUTANTS = [
         "store(at.aux, load(at.h_before",
     ),
     recurrent(
+        "what lies behind the end of a sequence reaches the weights' gradient",
+        "torch/sequence.h",
+        "masked_fill((t >= in.lengths)",
+        "masked_fill((t > in.lengths)",
+    ),
+    recurrent(
         "no gradient through the reset to the state",
         "cpu/recurrent_backward.h",
         "load(at.dh_carry, at.count) + product * reset",
@@ -310,6 +316,12 @@ MUTANTS = [
     ),
     conv("later of equals wins", "cpu/conv_pool.h", "larger = next > value", "larger = next >= value"),
     conv("not a number loses", "cpu/conv_pool.h", "unknown = next != next", "unknown = next > next"),
+    conv(
+        "y is let go although its slopes are needed",
+        "torch/conv.cpp",
+        'needs_y = o.activation != "none"',
+        'needs_y = o.activation == "relu"',
+    ),
     conv(
         "pairs of pixels in another order", "cpu/simd.h", "lane / all * half + lane % all / half * 2 * half +", "lane +"
     ),

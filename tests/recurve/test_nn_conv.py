@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import assert_close, normal
@@ -107,6 +108,35 @@ def test_state_dicts_load_both_ways():
     conv.load_state_dict(block.state_dict())
     assert torch.equal(conv.weight, block.weight)
     assert torch.equal(conv.bias, block.bias)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_without_an_activation_the_result_may_be_changed_in_place(pool, generator):
+    block, chain = twins(2, 4, 3, activation="none", pool=pool, dtype=torch.float64)
+    x = normal((3, 2, 9, 8), generator)
+    block, chain = (torch.nn.Sequential(module, torch.nn.ReLU(inplace=True)) for module in (block, chain))
+    assert_close(outcome(block, x), outcome(chain, x), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "pooled"), [((2,), (2, 2)), (np.int64(2), (2, 2)), (np.array([2, 3]), None), ((2, 3, 7), None)]
+)
+def test_sides_are_given_as_one_whole_number_or_two(pool_size, pooled, generator):
+    x, weight = normal((1, 2, 9, 8), generator), normal((4, 2, 3, 3), generator)
+    if pooled is None:
+        with pytest.raises((RuntimeError, TypeError)):
+            recurve.ops.conv_block(x, weight, pool_size=pool_size)
+    else:
+        found = recurve.ops.conv_block(x, weight, pool_size=pool_size)
+        torch.testing.assert_close(found, recurve.ops.conv_block(x, weight, pool_size=pooled), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("option", ["stride", "padding", "dilation"])
+def test_three_sides_raise_what_conv2d_raises(option, generator):
+    x, weight = normal((1, 2, 9, 8), generator), normal((4, 2, 3, 3), generator)
+    for convolve in (torch.nn.functional.conv2d, recurve.ops.conv_block):
+        with pytest.raises(RuntimeError, match=f"expected {option} to be a single integer value or a list of 2 values"):
+            convolve(x, weight, **{option: (1, 1, 1)})
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

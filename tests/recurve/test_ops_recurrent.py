@@ -419,11 +419,48 @@ def test_mixed_dtypes_are_refused_by_name(op, name, generator):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:30],
 )
+@pytest.mark.parametrize("backend", ["fused", "native"])
 @every_op
 @needs_kernels
-def test_wrong_lengths_and_resets_are_named(op, arguments, message, generator):
-    with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
+def test_wrong_lengths_and_resets_are_named(op, backend, arguments, message, generator):
+    with recurve.backend(backend), pytest.raises(RuntimeError, match=message):
         getattr(ops, op)(**Sequence(op).tensors(generator), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"), [WRONG["no steps"], ({"h0": (1, 7)}, r"h0 must be \(B, H\) with B = 3")]
+)
+@every_op
+def test_without_kernels_wrong_shapes_are_not_broadcast(op, shapes, message, generator):
+    tensors = Sequence(op).tensors(generator) | {name: normal(shape, generator) for name, shape in shapes.items()}
+    lengths = torch.tensor([0, 0, 0])
+    with recurve.backend("native"), pytest.raises(RuntimeError, match=message):
+        getattr(ops, op)(**tensors, lengths=lengths)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("reverse", [False, True])
+@every_op
+def test_what_lies_behind_the_end_of_a_sequence_may_be_anything(op, reverse, backend, generator):
+    case = Sequence(op)
+    tensors = case.tensors(generator)
+    lengths = torch.tensor([case.steps, 2, 0])
+    spoilt = tensors["x"].clone()
+    for row, length in enumerate(lengths):
+        spoilt[length:, row] = torch.nan
+    arguments = {"lengths": lengths, "reverse": reverse}
+    with recurve.backend(backend):
+        clean = results(getattr(ops, op), tensors, arguments)
+        found = results(getattr(ops, op), tensors | {"x": spoilt}, arguments)
+    assert_close(found, clean, 0)
+
+
+@pytest.mark.parametrize("name", ["h0", "w_ih"])
+@every_op
+def test_a_tensor_without_values_is_not_taken_for_one(op, name, generator):
+    tensors = Sequence(op).tensors(generator)
+    with pytest.raises(RuntimeError, match=f"{name} is on meta"):
+        getattr(ops, op)(**tensors | {name: tensors[name].to("meta")})
 
 
 @every_op

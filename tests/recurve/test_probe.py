@@ -1,5 +1,6 @@
 """Claims on probes: norms of the gradients of each step's state, shares of saturated gates, and nothing without one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -153,6 +154,15 @@ def test_probes_nest_and_end_with_their_block(generator):
         module(x)
     module(x)
     assert (len(outer.calls), len(inner.calls)) == (2, 1)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_a_probe_neither_sees_nor_disturbs_other_threads(backend, generator):
+    module, x = recurve.nn.GRU(3, 4), torch.randn(5, 2, 3)
+    with recurve.nn.probe() as record, recurve.backend(backend), ThreadPoolExecutor(1) as other:
+        module(x)
+        other.submit(module, x).result()
+    assert len(record.calls) == 1
 
 
 def test_a_second_derivative_is_not_taken_for_a_call(generator):

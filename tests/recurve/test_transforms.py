@@ -102,6 +102,17 @@ def test_compiles_on_either_backend(name, backend, generator):
         torch.testing.assert_close(flat(compiled(x)), flat(module(x)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("channels", [2, 16])
+def test_exports_with_sizes_left_open(channels, generator):
+    module = recurve.nn.Conv2d(channels, 16, 3, padding=1)
+    x = normal((2, channels, 12, 12), generator).float()
+    open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    exported = torch.export.export(module, (x,), dynamic_shapes=(open_sizes,)).module()
+    for shape in ((5, channels, 64, 61), (2, channels, 4, 4)):
+        other = normal(shape, generator).float()
+        torch.testing.assert_close(exported(other), module(other), rtol=0, atol=1e-4)
+
+
 @every_module
 def test_exports_and_the_export_gives_the_same(name, generator):
     module = FACTORIES[name]().eval()
