@@ -66,7 +66,7 @@ class _Layers(torch.nn.RNNBase):
         else:
             hx = self.permute_hidden(hx, sorted_indices)
             self.check_forward_args(data, hx, batch_sizes)
-            states = self._by_layer(tuple(hx) if self._op == "lstm" else (hx,))
+            states = self._by_layer(self._own_states(hx))
         x, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, len(batch_sizes))
         output, last = self._layers(x, states, lengths)
         data, _ = torch._VF._pack_padded_sequence(output, lengths, False)
@@ -77,6 +77,13 @@ class _Layers(torch.nn.RNNBase):
         layers = self.num_layers * (2 if self.bidirectional else 1)
         zeros = torch.zeros(batch, self.hidden_size, dtype=like.dtype, device=like.device)
         return [(zeros,) * (2 if self._op == "lstm" else 1)] * layers
+
+    def _own_states(self, hx: Any) -> tuple[Tensor, ...]:
+        if self._op != "lstm":
+            return (hx,)
+        if len(hx) != 2:
+            raise RuntimeError(f"LSTM expects two hidden states, h_0 and c_0, got {len(hx)}")
+        return tuple(hx)
 
     def _by_layer(self, state: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
         return list(zip(*(s.unbind() for s in state), strict=True))
@@ -89,7 +96,7 @@ class _Layers(torch.nn.RNNBase):
             self.check_input(x, None)
             states = self._zero_states(x.size(0) if self.batch_first else x.size(1), x)
         else:
-            state = tuple(hx) if self._op == "lstm" else (hx,)
+            state = self._own_states(hx)
             dimensions = 3 if batched else 2
             if any(s.dim() != dimensions for s in state):
                 found = ", ".join(f"{s.dim()}-D" for s in state)

@@ -253,6 +253,12 @@ def test_saved_modules_load(name, generator):
     assert_close(outcome(torch.load(file, weights_only=False), x), outcome(module, x), 0)
 
 
+def test_a_third_state_of_an_lstm_raises_what_torch_raises():
+    for module in twins("LSTM", 3, 5):
+        with pytest.raises(RuntimeError, match="expects two hidden states"):
+            module(torch.zeros(6, 4, 3), (torch.zeros(1, 4, 5),) * 3)
+
+
 @every_module
 def test_repr_is_that_of_torch(name):
     options = {"bias": False} | ({} if name in CELLS else {"num_layers": 2, "bidirectional": True, "dropout": 0.5})
