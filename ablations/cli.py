@@ -136,8 +136,10 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     records = Records(arguments.runs)
     named = arguments.studies if records.studies() else []  # the page says that nothing is on record
-    if named:
+    if records.studies():
         _check_recorded(named, records)
+        _check_preset(arguments.preset, records)
+    _make_folder(arguments.out)
 
     from ablations.report import build
 
@@ -152,6 +154,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     for folder in (arguments.runs_a, arguments.runs_b):
         _check_recorded((), Records(folder))
+
+    _make_folder(arguments.out)
 
     from ablations.report.compare import compare, write
 
@@ -297,6 +301,24 @@ def _check_recorded(named: Sequence[str], records: Records) -> None:
         raise DesignError(f"no runs under {records.root}; `ablate run STUDY` makes some")
     for name in named:
         find(name, {name: name for name in recorded}, f"study with runs under {records.root}")
+
+
+def _check_preset(preset: str, records: Records) -> None:
+    """Raise `DesignError` for a preset that no run on record has, if there are any."""
+    from ablations.design import find
+
+    presets = dict.fromkeys(records.states()["preset"])
+    if presets:
+        find(preset, {name: name for name in presets}, f"preset of the runs under {records.root}")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DesignError(f"--out {out} cannot be made: {error.strerror}; name a folder that can be written") from None
+    if not os.access(out, os.W_OK):
+        raise DesignError(f"--out {out} cannot be written; name another folder")
 
 
 def _console() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -77,10 +78,12 @@ class Factor:
         declared = {level.name: level for level in self.levels}
         if name not in declared and (like := self._strength(name)) is not None:
             return Level(name, dict.fromkeys(like.settings, name))
-        if name not in declared and (number := self._as_number(name)) is not None:
-            ((setting, _),) = self.baseline.settings.items()
-            same = [level for level in self.levels if level.settings[setting] == number]
-            return same[0] if same else Level(str(number), {setting: number})
+        if name not in declared and (declared_numbers := self._numbers()):
+            number = _number(name, declared_numbers)
+            if number is None:
+                return find(name, declared, f"level of {self.name}", f", or {_allowed(declared_numbers)}")
+            same = [level for level in self.levels if number in level.settings.values()]
+            return same[0] if same else Level(str(number), dict.fromkeys(self.baseline.settings, number))
         return find(name, declared, f"level of {self.name}")
 
     def _strength(self, name: str) -> Level | None:
@@ -90,17 +93,12 @@ class Factor:
         named = [level for level in alike if list(level.settings.values()) == [level.name]]
         return named[0] if named and number.replace(".", "", 1).isdigit() else None
 
-    def _as_number(self, name: str) -> int | float | None:
-        """The number that `name` stands for, of the kind that all levels set; None if they set anything else."""
-        if any(level.settings.keys() != self.baseline.settings.keys() for level in self.levels):
-            return None
-        kinds = {type(value) for level in self.levels for value in level.settings.values()}
-        if len(self.baseline.settings) != 1 or not kinds <= {int, float}:
-            return None
-        try:
-            return int(name) if kinds == {int} else float(name)
-        except ValueError:
-            return None
+    def _numbers(self) -> list[int | float]:
+        """The numbers to which all levels set one and the same setting; none if they set anything else."""
+        values = [value for level in self.levels for value in level.settings.values()]
+        alike = {frozenset(level.settings) for level in self.levels} == {frozenset(self.baseline.settings)}
+        is_numeric = len(values) == len(self.levels) and {type(value) for value in values} <= {int, float}
+        return values if alike and is_numeric else []
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ class Study:
             if setting in set_by_levels:
                 raise DesignError(f"{setting!r} is what the factor {set_by_levels[setting]} varies; name its levels")
             find(setting, settings, f"setting of preset {base}")
-            settings[setting] = _converted(setting, text, type(settings[setting]))
+            settings[setting] = _converted(setting, text, settings[setting])
         return replace(preset, settings=settings)
 
     @property
@@ -303,13 +301,12 @@ def listed(study: Study, words: Sequence[str]) -> list[Condition]:
     """The baseline, then a condition per word: `cell=lstm+depth=2` sets these levels and leaves the others."""
     conditions = [study.baseline]
     for word in words:
-        levels = dict(study.baseline.levels)
-        for part in word.split("+"):
-            ((name, chosen),) = choose_levels(study, [part]).items()
-            if len(chosen) > 1:
-                raise DesignError(f"{part!r} names {len(chosen)} levels; a listed condition has one per factor")
-            levels[name] = chosen[0]
-        conditions.append(Condition(tuple(levels.items())))
+        chosen = choose_levels(study, word.split("+"))
+        for name, levels in chosen.items():
+            if len(levels) > 1:
+                raise DesignError(f"{word!r} names {len(levels)} levels of {name}; a listed condition has one")
+        levels_of = dict(study.baseline.levels) | {name: levels[0] for name, levels in chosen.items()}
+        conditions.append(Condition(tuple(levels_of.items())))
     return list(dict.fromkeys(conditions))
 
 
@@ -328,24 +325,49 @@ def choose_levels(study: Study, words: Sequence[str]) -> dict[str, tuple[str, ..
         if not equals or not levels:
             allowed_names = ",".join(level.name for level in factor.levels)
             raise DesignError(f"{word!r} names no level; write {name}={allowed_names} or some of these levels")
-        chosen[name] = tuple(factor.level(level).name for level in levels.split(","))
+        named = (factor.level(level).name for level in levels.split(","))
+        chosen[name] = tuple(dict.fromkeys([*chosen.get(name, ()), *named]))
     return chosen
 
 
-def _converted(setting: str, text: str, kind: type) -> Any:
-    """The text as a value of the kind that the setting has."""
+def _converted(setting: str, text: str, present: Any) -> Any:
+    """The text as a value of the kind that the setting has at present."""
+    kind = type(present)
     if kind not in (int, float, str):
         raise DesignError(f"{setting} is set by presets only; to change it, add a preset to the study")
+    value = text if kind is str else _number(text, [present])
+    if value is None:
+        raise DesignError(f"{text!r} is not a value of {setting}; allowed: {_allowed([present])}")
+    return value
+
+
+def _number(text: str, known: Sequence[int | float]) -> int | float | None:
+    """The number that the text stands for, if it is one of those that `_allowed` by the known ones."""
+    whole, least = _kind(known)
     try:
-        return kind(text)
+        number = int(text) if whole else float(text)
     except ValueError:
-        raise DesignError(f"{text!r} is not a value of {setting}; allowed: any {kind.__name__}") from None
+        return None
+    return number if math.isfinite(number) and number >= least else None
 
 
-def find(name: str, known: Mapping[str, T], what: str) -> T:
+def _allowed(known: Sequence[int | float]) -> str:
+    """Which numbers may stand beside the known ones: `any whole number above 0`."""
+    whole, least = _kind(known)
+    limit = " above 0" if least == 1 else " that is not negative" if least == 0 else ""
+    return f"any {'whole ' if whole else ''}number{limit}"
+
+
+def _kind(known: Sequence[int | float]) -> tuple[bool, float]:
+    """Whether numbers like these are whole, and the least that there may be."""
+    whole = all(isinstance(number, int) for number in known)
+    return whole, -math.inf if min(known) < 0 else 1 if whole and min(known) > 0 else 0
+
+
+def find(name: str, known: Mapping[str, T], what: str, also: str = "") -> T:
     """The thing of that name; `DesignError` with the nearest and all allowed names if there is none."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DesignError(f"{name!r} is not a {what}.{hint} Allowed: {', '.join(known)}")
+    raise DesignError(f"{name!r} is not a {what}.{hint} Allowed: {', '.join(known)}{also}")

@@ -8,6 +8,8 @@ from functools import partial
 
 import torch
 
+from ablations.design import DesignError
+
 WARM_UP = 0.2  # of a "one-cycle" schedule's steps
 WEIGHT_DECAY = 0.05  # of "adamw"
 OF_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {  # of a model by itself
@@ -32,7 +34,7 @@ class Optimizer:
         scales: (steps,), what each step multiplies the rates by; steps after the last keep its scale.
 
     Raises:
-        ValueError: there is no optimizer of that name.
+        DesignError: there is no optimizer of that name.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Optimizer:
         scales: torch.Tensor | None = None,
     ) -> None:
         if name not in OF_TORCH:
-            raise ValueError(f"optimizer {name!r} is unknown; allowed are {', '.join(OF_TORCH)}")
+            raise DesignError(f"optimizer {name!r} is unknown; allowed are {', '.join(OF_TORCH)}")
         where = parameters[0].device
         options = {"capturable": where.type == "cuda"} if name != "sgd" else {}
         of_torch = partial(OF_TORCH[name], fused=True, **options)
@@ -111,10 +113,10 @@ def schedule(name: str, steps: int) -> torch.Tensor:
     """What the learning rate is multiplied by at each of `steps`, (steps,).
 
     "cosine" falls from one to nearly zero as half a cosine (Loshchilov & Hutter 2017); "one-cycle" rises linearly in
-    the first fifth of the steps and falls so afterwards (after Smith & Topin 2019). `ValueError` lists the schedules.
+    the first fifth of the steps and falls so afterwards (after Smith & Topin 2019). `DesignError` lists the schedules.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule {name!r} is unknown; allowed are {', '.join(SCHEDULES)}")
+        raise DesignError(f"schedule {name!r} is unknown; allowed are {', '.join(SCHEDULES)}")
     return torch.tensor([SCHEDULES[name]((step + 0.5) / steps) for step in range(steps)], dtype=torch.float64)
 
 

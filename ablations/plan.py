@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from ablations import devices
 from ablations.design import (
     Condition,
-    DataError,
     DesignError,
     Study,
     Task,
@@ -206,7 +205,7 @@ def _measure(sample: tuple[Configuration, ...], study: Study, name: str, process
 
     try:
         return process.call(estimate_cost, sample, study.task)
-    except DataError:
+    except DesignError:
         raise
     except (Died, MemoryError) as error:
         if len(sample) > 1:
@@ -240,7 +239,8 @@ def _primary_values(study: Study, preset: str, records: Records) -> dict[Conditi
     for row in records.table(study.name).to_dict("records"):
         if (row["preset"], row["study_version"], row["status"]) == (preset, study.version, "done"):
             condition = Condition(tuple((factor.name, row[factor.name]) for factor in study.factors))
-            values[condition][row["seed"]] = row[study.responses[0].name]
+            if row["data_version"] == study.task.data_version(study.settings(preset, condition)):
+                values[condition][row["seed"]] = row[study.responses[0].name]
     return values
 
 

@@ -47,6 +47,10 @@ class RecordsError(RuntimeError):
     """The runs folder cannot be written: which file, why, and what to do."""
 
 
+class TornRecord(UserWarning):
+    """A file of a run is not as it was written, and its run is as good as not done."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Everything that decides a run's result, and the words under which it was asked for."""
@@ -94,8 +98,8 @@ class Records:
 
     def status(self, configuration: Configuration) -> Status | None:
         """How the run ended; None if it has not, or if its record is not whole."""
-        result = _whole_result(self.folder(configuration))
-        return result["status"] if result else None
+        record = _whole_record(self.folder(configuration))
+        return record[1]["status"] if record else None
 
     def is_finished(self, configuration: Configuration) -> bool:
         """Whether the run was done or diverged; one that failed may be tried again."""
@@ -198,14 +202,15 @@ class Records:
         """Of every run on record that ended so, of that study version or of any."""
         found = []
         for folder in self._folders(study):
-            config, result = _read_json(folder / "config.json"), _whole_result(folder)
-            if config and result and result["status"] in statuses and version in (None, config["study_version"]):
+            config, result = _whole_record(folder) or (None, {})
+            if config and result["status"] in statuses and version in (None, config["study_version"]):
                 found.append(Configuration(**config))
         return found
 
     def table(self, study: str | None = None) -> pd.DataFrame:
-        """The tidy table, a row per run on record: study, study_version, preset, key, status, seed, message, a column
-        per factor (its level's name), per response, per pairing hash (`pairing_...`), and those of timing.json."""
+        """The tidy table, a row per run on record: study, study_version, data_version, preset, key, status, seed,
+        message, a column per factor (its level's name), per response, per pairing hash (`pairing_...`), and those of
+        timing.json."""
         rows = [self._row(folder) for folder in self._folders(study)]
         frame = pd.DataFrame([row for row in rows if row is not None])
         return frame if frame.empty else frame.sort_values(["study", "key"], ignore_index=True)
@@ -229,7 +234,7 @@ class Records:
     def curves(self, study: str, keys: Collection[str] | None = None) -> pd.DataFrame:
         """Learning curves of runs of a study, long form, with the column `key`: of all on record, or of these keys."""
         if keys is None:
-            folders = [folder for folder in self._folders(study) if _whole_result(folder)]
+            folders = [folder for folder in self._folders(study) if _whole_record(folder)]
         else:
             folders = [self.root / study / key for key in keys]
         bodies: dict[str, list[str]] = {}  # by header: one parse for all runs takes a tenth of the time of one for each
@@ -237,7 +242,11 @@ class Records:
         for folder in folders:
             path = folder / "curve.csv"
             if path.exists():
-                header, _, body = path.read_text().partition("\n")
+                try:
+                    header, _, body = path.read_text().partition("\n")
+                except UnicodeDecodeError:
+                    _warn_torn(path)
+                    continue
                 bodies.setdefault(header, []).append(body)
                 owners.setdefault(header, []).extend([folder.name] * body.count("\n"))
         frames = [
@@ -262,11 +271,11 @@ class Records:
             yield path.parent
 
     def _row(self, folder: Path) -> dict[str, Any] | None:
-        result = _whole_result(folder)
-        config = _read_json(folder / "config.json") if result else None
-        if config is None or result is None:
+        record = _whole_record(folder)
+        if record is None:
             return None
-        row = {name: config[name] for name in ("study", "study_version", "preset", "seed")}
+        config, result = record
+        row = {name: config[name] for name in ("study", "study_version", "data_version", "preset", "seed")}
         row |= {"key": folder.name, "status": result["status"], "message": result["message"]}
         row |= config["levels"] | result["responses"] | (_read_json(folder / "timing.json") or {})
         return row | {f"pairing_{what}": digest for what, digest in result["pairing"].items()}
@@ -297,15 +306,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _whole_result(folder: Path) -> dict[str, Any] | None:
-    """A run's result, if the files it speaks of have the size they were written with."""
+def _whole_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """A run's configuration and result, if the files the latter speaks of have the size they were written with."""
     result = _read_json(folder / "result.json")
     if result is None:
         return None
     torn = _torn_files(folder, result)
     for path in torn:
         _warn_torn(path)
-    return None if torn else result
+    config = None if torn else _read_json(folder / "config.json")
+    return None if config is None else (config, result)
 
 
 def _torn_files(folder: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -323,7 +333,7 @@ def _size(path: str) -> int:
 
 
 def _warn_torn(path: Path) -> None:
-    warnings.warn(f"{path} is torn and is taken as absent; its run will be done again", stacklevel=3)
+    warnings.warn(f"{path} is torn and is taken as absent; its run will be done again", TornRecord, stacklevel=3)
 
 
 def _set_torn_aside(folder: Path) -> None:
@@ -333,7 +343,10 @@ def _set_torn_aside(folder: Path) -> None:
     path = folder / "result.json"
     if path.exists():
         result = _read_json(path)
-        for torn in [path] if result is None else _torn_files(folder, result):
+        torn_files = [path] if result is None else _torn_files(folder, result)
+        if not torn_files and _read_json(folder / "config.json") is None:
+            torn_files = [folder / "config.json"]
+        for torn in torn_files:
             if torn.exists():
                 os.replace(torn, torn.with_name(f"{torn.name}.torn"))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from ablations.design import DesignError
+
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # images (B, C, H, W) in and out
 
 
@@ -17,7 +19,7 @@ def augmentation(name: str) -> Augmentation:
     """The augmentation called so: "none", a kind with its strength such as "shift-3", or several joined by "+".
 
     Kinds are `KINDS`: shift (by up to so many pixels), rotate (up to so many degrees), scale (by up to that share),
-    flip (with that probability), erase (a square of that side) and noise (of that deviation). Raises `ValueError` for
+    flip (with that probability), erase (a square of that side) and noise (of that deviation). Raises `DesignError` for
     any other.
     """
     if name == "none":
@@ -103,7 +105,7 @@ def _step(part: str) -> tuple[Callable[[torch.Tensor, torch.Generator, float], t
     try:
         return KINDS[kind], float(strength)
     except (KeyError, ValueError):
-        raise ValueError(
+        raise DesignError(
             f"augmentation {part!r} is unknown; allowed are none and, with a number behind, {'-, '.join(KINDS)}-, such "
             "as shift-3, joined by +"
         ) from None

@@ -260,8 +260,9 @@ def _of_fluview(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def _dates(column: pd.Series, name: str) -> pd.Series:
     """Days, or the Mondays of ISO weeks such as 2020-W53."""
     weeks = column.str.fullmatch(r"\d{4}-W\d{2}")
-    text, form = (column + "-1", "%G-W%V-%u") if weeks.all() else (column, "ISO8601")
-    dates = pd.to_datetime(text, format=form, errors="coerce")
+    local = column.str.replace(r"([T ]\d\d:\d\d[\d:.]*)(Z|[+-]\d\d:?\d\d)$", r"\1", regex=True)  # of its own clock
+    text, form = (column + "-1", "%G-W%V-%u") if weeks.all() else (local, "ISO8601")
+    dates = pd.to_datetime(text, format=form, errors="coerce").dt.normalize()
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
         where = f"{name}, data row {column.index[row] + 1}"

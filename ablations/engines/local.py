@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from ablations import devices, processes
 from ablations.engines import Epoch, Event, Ledger, Part, Sharing
 from ablations.plan import Job
-from ablations.records import Records, RecordsError
+from ablations.records import Records, RecordsError, TornRecord
 
 
 @dataclass
@@ -71,12 +72,16 @@ def _work(connection: Connection, root: Path) -> None:
     from ablations.training import Row, train
 
     records = Records(root)
-    with suppress(EOFError, BrokenPipeError):
+    warnings.simplefilter("ignore", TornRecord)  # the parent has said so
+    with suppress(EOFError, ConnectionError):
         while True:
             part, task = connection.recv()
 
             def report(epoch: int, epochs: int, rows: Mapping[str, Row], place: int = part.job) -> None:
-                connection.send(Epoch(place, epoch, epochs, rows, devices.gpu_memory()))
+                try:
+                    connection.send(Epoch(place, epoch, epochs, rows, devices.gpu_memory()))
+                except ConnectionError:  # the parent is gone; that says nothing of the runs, which wait for another
+                    raise SystemExit(1) from None
 
             try:
                 connection.send(train(part.configurations, task, records, report, part.patience))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ablations.design import DesignError
 from ablations.gabor import gabor_bank
 from ablations.models.dropout import Dropout
 from recurve.nn import ConvBlock
@@ -211,4 +212,4 @@ def _shortcut(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _check(what: str, name: str, allowed: Sequence[str]) -> None:
     if name not in allowed:
-        raise ValueError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}")
+        raise DesignError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import recurve.nn
+from ablations.design import DesignError
 
 INITIALISATIONS = ("uniform", "orthogonal")
 
@@ -26,7 +27,7 @@ class Reader(nn.Module):
         makers = {"lstm": recurve.nn.LSTM, "gru": recurve.nn.GRU, "rnn": recurve.nn.RNN, "irnn": recurve.nn.RNN}
         for what, value, allowed in (("cell", cell, makers), ("initialisation", initialisation, INITIALISATIONS)):
             if value not in allowed:
-                raise ValueError(f"{what} {value!r} is unknown; allowed are {', '.join(allowed)}")
+                raise DesignError(f"{what} {value!r} is unknown; allowed are {', '.join(allowed)}")
         if forget_bias is not None and cell != "lstm":
             raise ValueError(f"cell {cell!r} has no forget gate; leave forget_bias to None, or take cell 'lstm'")
         options = {"nonlinearity": "relu"} if cell == "irnn" else {}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import recurve.nn
+from ablations.design import DesignError
 from ablations.forecasting.scores import MEDIAN, QUANTILES
 
 LEAK = 0.3  # of the leaky units
@@ -103,9 +104,9 @@ class Forecaster(nn.Module):
     ) -> None:
         super().__init__()
         if cell not in CELLS:
-            raise ValueError(f"cell {cell!r} is unknown; allowed are {', '.join(CELLS)}")
+            raise DesignError(f"cell {cell!r} is unknown; allowed are {', '.join(CELLS)}")
         if strategy not in STRATEGIES:
-            raise ValueError(f"strategy {strategy!r} is unknown; allowed are {', '.join(STRATEGIES)}")
+            raise DesignError(f"strategy {strategy!r} is unknown; allowed are {', '.join(STRATEGIES)}")
         _check_fit(cell, inputs, bidirectional, strategy, keep_bias)
         self.horizon, self.strategy, self.bidirectional = horizon, strategy, bidirectional
         options = {"num_layers": depth, "batch_first": True}

@@ -159,12 +159,16 @@ def _test_set(row: pd.Series, evidence: Evidence) -> list[str]:
 
 def lacking(row: pd.Series, margin: str, family: int) -> str:
     """Why the data cannot tell, and how many seeds would."""
-    if row["p_holm"] > ALPHA >= row["p"]:
-        reason = f"Alone it would pass ({p_value(row['p'])}), but it is one of {family} hypotheses. "
-    elif row["p_holm"] <= ALPHA:
-        reason = f"There is a difference; whether it is smaller or larger than {margin} is open. "
-    else:
-        reason = ""
+    if row["p_holm"] <= ALPHA:
+        reason = f"There is a difference; whether it is smaller or larger than {margin} is open."
+        if math.isnan(row["more_seeds"]):
+            return f"{reason} The estimate lies so near to that margin that 1,000 seeds would not tell."
+        return (
+            f"{reason} About {count(max(int(row['more_seeds']), 1), 'more seed')} would tell, if it is as large as it "
+            "seems."
+        )
+    alone = f"Alone it would pass ({p_value(row['p'])}), but it is one of {family} hypotheses. "
+    reason = alone if row["p"] <= ALPHA else ""
     if math.isnan(row["more_seeds"]):
         return f"{reason}Seeds differ so much that 1,000 of them would not tell a difference of {margin} from none."
     if row["more_seeds"] == 0:
@@ -182,7 +186,7 @@ def shift(row: pd.Series, response: Mapping[str, Any]) -> str:
 
 
 def certainty(row: pd.Series, response: Mapping[str, Any]) -> str:
-    """Interval, number of seeds and, for a tested hypothesis, its corrected p value."""
+    """Interval and number of seeds; the corrected p value of a hypothesis, and of an interval that it contradicts."""
     if not math.isfinite(row["low"]):
         return f"no interval, n = {int(row['n'])}"
     if row.get("measure", "difference") == "difference":
@@ -190,8 +194,11 @@ def certainty(row: pd.Series, response: Mapping[str, Any]) -> str:
         interval = f"{low} to {high}"
     else:
         interval = f"{_percent(row['low'], row)} to {_percent(row['high'], row)} %"
-    corrected = math.isfinite(row.get("p_holm", math.nan))
-    p = f", {p_value(row['p_holm'])} after Holm's correction" if corrected else ""
+    p = ""
+    if math.isfinite(row.get("p_holm", math.nan)):
+        p = f", {p_value(row['p_holm'])} after Holm's correction"
+    elif (row["low"] > 0 or row["high"] < 0) and row.get("q", math.nan) > ALPHA:
+        p = f", corrected {p_value(row['q'])}"
     return f"95 % interval {interval}, n = {int(row['n'])}{p}"
 
 

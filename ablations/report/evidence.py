@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -100,7 +100,7 @@ def gather(records: Records, study: str, preset: str) -> Evidence:
     Raises FileNotFoundError if the study was never declared in these records.
     """
     declaration = records.declaration(study)
-    runs, notes = _select(records.table(study), declaration, preset)
+    runs, notes = _select(records.table(study), declaration, preset, partial(records.environment, study))
     predictions = partial(records.predictions, study)
     if runs.empty:
         return Evidence(study, preset, declaration, runs, pd.DataFrame(), pd.DataFrame(), predictions, {}, notes=notes)
@@ -136,7 +136,12 @@ def curve_measure(curves: pd.DataFrame) -> tuple[str, str]:
     return ("validation_accuracy", "higher") if recorded else ("validation_loss", "lower")
 
 
-def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) -> tuple[pd.DataFrame, list[str]]:
+def _select(
+    table: pd.DataFrame,
+    declaration: Mapping[str, Any],
+    preset: str,
+    environment: Callable[[str], Mapping[str, Any]],
+) -> tuple[pd.DataFrame, list[str]]:
     if table.empty:
         return table, ["There are no runs yet."]
     notes = []
@@ -153,6 +158,13 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
     if runs.empty:
         return runs, [f"There are no runs of preset {preset}.", *notes]
     factors = [factor["name"] for factor in declaration["factors"] if factor["name"] in runs]
+    outdated = _outdated(runs, factors, environment)
+    if outdated.any():
+        notes.append(
+            f"{count(int(outdated.sum()), 'run')} on data that have changed since left out: a condition has later runs "
+            "on other data."
+        )
+    runs = runs[~outdated]
     repeated = runs.duplicated([*factors, "seed"])
     if repeated.any():
         notes.append(f"{count(int(repeated.sum()), 'run')} repeated a condition and seed and left out.")
@@ -170,6 +182,19 @@ def _select(table: pd.DataFrame, declaration: Mapping[str, Any], preset: str) ->
         )
     runs = runs[~strange]
     return runs.reset_index(drop=True), notes
+
+
+def _outdated(runs: pd.DataFrame, factors: Sequence[str], environment: Callable[[str], Mapping[str, Any]]) -> pd.Series:
+    """Runs on a version of the data after which some condition was run on another one."""
+    outdated: set[str] = set()
+    if runs["data_version"].nunique() == 1:
+        return pd.Series(False, index=runs.index)
+    for _, of_condition in runs.groupby(list(factors)):
+        if of_condition["data_version"].nunique() > 1:
+            dates = {key: environment(key).get("date", "") for key in of_condition["key"]}
+            newest = of_condition["key"] == max(dates, key=dates.__getitem__)
+            outdated |= set(of_condition["data_version"]) - set(of_condition["data_version"][newest])
+    return runs["data_version"].isin(outdated)
 
 
 def _other_data(runs: pd.DataFrame, declaration: Mapping[str, Any]) -> tuple[pd.Series, list[str]]:

@@ -223,11 +223,20 @@ def _design(evidence: Evidence) -> list[str]:
     if not len(evidence.effects):
         return []
     if not evidence.crossed:
-        pairs = ["ablate", "run", evidence.study, "--preset", evidence.preset, "--design", "pairs"]
-        return [
+        limit = (
             "One factor was changed at a time. Such a design cannot see interactions: what two changes do together may "
-            f"differ from the sum of what each does alone. `{shlex.join(pairs)}` adds the runs that show it, of the "
-            "three factors that move most; or name two factors with their levels and `--design factorial`."
+            "differ from the sum of what each does alone."
+        )
+        factors = evidence.effects["factor"].nunique()
+        if factors < 2:
+            return [f"{limit} To see them, run two factors with their levels and the option --design factorial."]
+        strongest = min(factors, 3)
+        pairs = ["ablate", "run", evidence.study, "--preset", evidence.preset, "--design", "pairs"]
+        pairs += ["--strongest", str(strongest)] if strongest < 3 else []
+        return [
+            f"{limit} The command {shlex.join(pairs)} adds, to the same runs folder, the runs that show it, of the "
+            f"{('two', 'three')[strongest - 2]} factors that move most; or name two factors with their levels and the "
+            "option --design factorial."
         ]
     response, found = evidence.primary, evidence.interactions
     labels = {f["name"]: in_sentence(f["label"]) for f in evidence.declaration["factors"]}

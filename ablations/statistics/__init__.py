@@ -16,6 +16,7 @@ from ablations.statistics.decisions import (
     holm,
     judge,
     seeds_to_decide,
+    seeds_to_place,
     smallest_detectable,
 )
 from ablations.statistics.effects import baseline_runs, effects, one_factor_runs, seed_pairs
@@ -71,6 +72,7 @@ __all__ = [
     "proportion_interval",
     "seed_pairs",
     "seeds_to_decide",
+    "seeds_to_place",
     "share_reached",
     "smallest_detectable",
     "time_to_target",

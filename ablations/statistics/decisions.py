@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,26 @@ def seeds_to_decide(sd: float, margin: float, alpha: float = ALPHA) -> int | Non
         confirm = 2 * stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift) - 1
         return bool(min(detect, confirm) >= POWER)
 
+    return _fewest(decides)
+
+
+def seeds_to_place(difference: Difference, margin: float, alpha: float = ALPHA) -> int | None:
+    """Seeds with which a true difference as large as the estimate is told from `margin`, with 80 % power.
+
+    Beyond it where the 95 % interval lies beyond it, within it by two one-sided tests at `alpha`. None above 1000
+    seeds, or where the spread between seeds is not known.
+    """
+    distance, level = abs(difference.mean) - margin, ALPHA / 2 if abs(difference.mean) > margin else alpha
+
+    def decides(n: int) -> bool:
+        shift = abs(distance) * math.sqrt(n) / difference.sd
+        return bool(stats.nct.sf(stats.t.ppf(1 - level, n - 1), n - 1, shift) >= POWER)
+
+    return _fewest(decides) if difference.sd > 0 else None
+
+
+def _fewest(decides: Callable[[int], bool]) -> int | None:
+    """The fewest seeds that decide, if that many are no more than 1000."""
     n = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=decides)
     return n if n <= MOST_SEEDS else None
 
@@ -102,7 +122,8 @@ def judge(
         word = "undecided"
     if word != "undecided":
         return Verdict(word)
-    needed = seeds_to_decide(difference.sd, margin, ALPHA / max(family, 1))
+    alpha = ALPHA / max(family, 1)
+    needed = seeds_to_place(difference, margin, alpha) if detected else seeds_to_decide(difference.sd, margin, alpha)
     return Verdict(word, None if needed is None else max(needed - difference.n, 0))
 
 
@@ -114,5 +135,6 @@ RULES = (
     ("equivalent", "the difference was shown to be smaller than the margin stated before the run (two one-sided t "
      "tests, Holm-corrected), although one was expected"),
     ("undecided", "the data show neither. The seeds it asks for would detect a difference as large as the margin, and "
-     "confirm that there is none, with 80 % power, if the spread between seeds stays as it is"),
+     "confirm that there is none, with 80 % power, if the spread between seeds stays as it is; where a difference was "
+     "detected already, they would tell on which side of the margin it lies, if it is as large as it seems"),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -179,14 +180,15 @@ def write_run(
     machine: int = 0,
     split: str = "",
     repaired: Sequence[str] = (),
+    edition: int = 1,
 ) -> Configuration:
     """One run with its planted effect; `details` adds the learning curve, the predictions and the timing.
 
     Another `machine` has other noise and takes 0.6 times as long; another `split` is other data of the same seed;
-    `repaired` is what was repaired in them.
+    `repaired` is what was repaired in them, and `edition` tells how often they were published.
     """
     study = declaration["name"]
-    config = configuration(declaration, levels, seed, preset, version)
+    config = replace(configuration(declaration, levels, seed, preset, version), data_version=str(edition))
     changed = set(levels.items()) - set(conditions(declaration)[0].items())
     rng = np.random.default_rng([seed, machine, *config.key.encode()])
     shared = np.random.default_rng(seed).normal(size=8)  # what runs of one seed have in common
@@ -212,6 +214,7 @@ def write_run(
         "cpu": f"synthetic processor {machine}",
         "threads": 2,
         "git": "0000000",
+        "date": f"2026-01-{edition:02}T12:00:00+00:00",
     }
     failed = status != "done"
     curve = _curve(primary, epochs, rng) if details and not failed else None

@@ -124,7 +124,9 @@ def test_a_new_condition_is_timed_beside_all_of_its_block(done):
 
 def test_export_prints_the_table_of_the_records(done, capsys):
     main(["export", "--format", "csv"])
-    table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype={"study_version": str}, keep_default_na=False)
+    table = pd.read_csv(
+        io.StringIO(capsys.readouterr().out), dtype={"study_version": str, "data_version": str}, keep_default_na=False
+    )
     pd.testing.assert_frame_equal(table, done.table(), check_dtype=False)
     main(["export", "--format", "json"])
     assert len(json.loads(capsys.readouterr().out)) == 4
@@ -238,6 +240,19 @@ def test_commands_on_records_need_neither_torch_nor_studies():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert ran.stdout.split()[-1] == "False"
+
+
+def test_a_report_of_a_preset_that_no_run_has_is_misuse(done, capsys):
+    assert main(["report", "--preset", "quik"]) == 2
+    assert "'quik' is not a preset of the runs under runs. Did you mean 'quick'?" in capsys.readouterr().err
+    assert not Path("report").exists()
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below", "/proc/nope"])
+def test_a_report_that_cannot_be_written_is_misuse_before_any_work(done, capsys, out):
+    Path("taken").write_text("")
+    assert main(["report", "--out", out]) == 2
+    assert f"--out {out} cannot be made" in capsys.readouterr().err
 
 
 def test_a_report_without_runs_is_a_page_that_says_so_and_how_to_make_some(capsys):

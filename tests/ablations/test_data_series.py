@@ -33,6 +33,13 @@ def read(folder, table):
     return series.load(written(folder, table), "day", "cases", "place" if "place" in table else "")
 
 
+def test_a_date_with_a_time_is_the_day_on_its_own_clock_whatever_the_offset(tmp_path):
+    table = weekly(years=1)
+    offsets = np.where(np.arange(len(table)) % 2, "T00:00:00+01:00", "T23:30+0200")
+    data = read(tmp_path, table.assign(day=table["day"] + offsets))
+    assert [f"{date:%Y-%m-%d}" for date in data.dates] == table["day"].tolist()
+
+
 def test_any_csv_is_read_by_the_names_of_its_columns(tmp_path):
     table = weekly()
     data = series.load(written(tmp_path, table, sep=";"), "day", "cases")

@@ -57,7 +57,12 @@ def test_a_setting_with_spaces_is_quoted():
     ("change", "message"),
     [
         ("batchsize=7", "'batchsize' is not a setting of preset quick. Did you mean 'batch_size'?"),
-        ("batch_size=many", "'many' is not a value of batch_size; allowed: any int"),
+        ("batch_size=many", "'many' is not a value of batch_size; allowed: any whole number above 0"),
+        ("batch_size=0", "'0' is not a value of batch_size; allowed: any whole number above 0"),
+        ("epochs=0", "'0' is not a value of epochs; allowed: any whole number above 0"),
+        ("learning_rate=-1", "'-1' is not a value of learning_rate; allowed: any number that is not negative"),
+        ("jitter=nan", "is what the factor jitter varies"),
+        ("clip=inf", "'inf' is not a value of clip; allowed: any number that is not negative"),
         ("width=8", "'width' is what the factor width varies"),
     ],
 )
@@ -68,6 +73,10 @@ def test_a_setting_that_cannot_be_changed_says_why(change, message):
 
 def test_words_choose_levels():
     assert choose_levels(STUDY, ["width=eight,four"]) == {"width": ("eight", "four")}
+
+
+def test_words_of_one_factor_add_up():
+    assert choose_levels(STUDY, ["width=eight", "width=6", "width=eight"]) == {"width": ("eight", "6")}
 
 
 def test_a_preset_may_leave_levels_out():
@@ -110,7 +119,14 @@ def test_where_levels_are_numbers_any_other_may_be_set():
     assert choose_levels(STUDY, ["width=6,eight"]) == {"width": ("6", "eight")}
 
 
-@pytest.mark.parametrize(("factor", "name"), [(STUDY.factors[0], "6.5"), (STUDY.factors[2], "6"), (NUMBERS, "rapid")])
+@pytest.mark.parametrize(
+    ("factor", "name"),
+    [
+        *((STUDY.factors[0], name) for name in ("6.5", "0", "-3")),
+        (STUDY.factors[2], "6"),
+        *((NUMBERS, name) for name in ("rapid", "-0.1", "nan", "inf")),
+    ],
+)
 def test_a_level_that_is_no_such_number_is_refused(factor, name):
     with pytest.raises(DesignError, match=f"{name!r} is not a level of {factor.name}"):
         factor.level(name)
@@ -125,7 +141,11 @@ def test_levels_set_by_hand_are_declared_with_the_studys_own():
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("width=four,eight", "names 2 levels; a listed condition has one"), ("width=eight+jitter", "names no level")],
+    [
+        ("width=four,eight", "names 2 levels of width; a listed condition has one"),
+        ("width=four+width=eight", "names 2 levels of width; a listed condition has one"),
+        ("width=eight+jitter", "names no level"),
+    ],
 )
 def test_a_listed_condition_that_is_none_is_refused(word, message):
     with pytest.raises(DesignError, match=message):
@@ -137,7 +157,8 @@ def test_a_listed_condition_that_is_none_is_refused(word, message):
     [
         ("cell=gru", "'cell' is not a factor of study planted. Allowed: width, jitter, trouble"),
         ("witdh=four", "Did you mean 'width'"),
-        ("width=for", "'for' is not a level of width. Did you mean 'four'.* Allowed: four, eight"),
+        ("width=for", "'for' is not a level of width. Did you mean 'four'.* Allowed: four, eight, or any whole number"),
+        ("width=1e3", "'1e3' is not a level of width.* or any whole number above 0"),
         ("width", "'width' names no level; write width=four,eight"),
     ],
 )

@@ -1,6 +1,8 @@
 """Claims on engines: a job that fails or dies touches no other, and repeating the command completes the table."""
 
+import multiprocessing
 import os
+import warnings
 from dataclasses import replace
 
 import pandas as pd
@@ -10,8 +12,8 @@ import pytest
 import torch
 
 from ablations.devices import Memory
-from ablations.engines import Ended, Epoch, Ledger, Sharing
-from ablations.engines.local import Local
+from ablations.engines import Ended, Epoch, Ledger, Part, Sharing
+from ablations.engines.local import Local, _work
 from ablations.plan import longest_first, plan_study
 from ablations.processes import Apart
 from ablations.records import Records
@@ -84,6 +86,18 @@ def test_what_a_killed_worker_was_doing_is_done_all_the_same(records, uninterrup
             killed = True
     pd.testing.assert_frame_equal(results(records), results(uninterrupted[0]), rtol=1e-11)
     assert run_all(records, workers=1) == []
+
+
+def test_a_worker_that_loses_its_parent_leaves_its_runs_to_others(records):
+    job = plan_jobs(records, ["width=eight"])[0]
+    ours, theirs = multiprocessing.Pipe()
+    ours.send((Part(0, job.configurations), job.task))
+    ours.close()
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        _work(theirs, records.root)
+    assert records.table().empty
+    with records.claim(job.configurations) as mine:
+        assert mine == list(job.configurations)
 
 
 def test_a_second_run_repeats_nothing(uninterrupted):

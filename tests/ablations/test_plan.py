@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import planted
 import pytest
-from planted import STUDY, level
+from planted import DEFAULTS, STUDY, level
 
 from ablations import devices, processes
 from ablations.design import DesignError, Factor, Level
@@ -148,6 +148,14 @@ def test_a_condition_that_cannot_be_measured_is_still_planned(records):
     costs = {label(STUDY, condition): cost for condition, cost in plan.costs.items()}
     assert costs["trouble=raises"] is None
     assert sizes(plan) == [2, 2]
+
+
+def test_a_setting_that_training_does_not_know_ends_the_plan_with_what_is_allowed(records):
+    study = replace(
+        STUDY, presets={"smoke": replace(STUDY.presets["smoke"], settings=DEFAULTS | {"schedule": "steep"})}
+    )
+    with pytest.raises(DesignError, match="schedule 'steep' is unknown; allowed are constant, cosine, one-cycle"):
+        plan_study(study, "smoke", ["width=eight"], 2, records, workers=1).measured(1)
 
 
 def test_trial_steps_that_kill_their_process_cost_only_their_own_estimate(records):

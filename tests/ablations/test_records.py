@@ -16,7 +16,7 @@ import pytest
 from planted import STUDY
 
 from ablations.design import one_factor_at_a_time
-from ablations.records import Configuration, Records, RecordsError, Result
+from ablations.records import Configuration, Records, RecordsError, Result, TornRecord
 
 RUN = Configuration("planted", "1", "1", "quick", {"width": 4}, {"width": "four"}, seed=0)
 CURVE = pd.DataFrame({"epoch": [1, 2], "validation_loss": [0.5, 0.25]})
@@ -41,6 +41,7 @@ def test_what_is_saved_is_read_back(records):
     assert row == {
         "study": "planted",
         "study_version": "1",
+        "data_version": "1",
         "preset": "quick",
         "seed": 0,
         "key": RUN.key,
@@ -126,6 +127,28 @@ def test_a_record_that_lacks_a_file_is_not_finished(records, name):
     (records.folder(RUN) / name).unlink()
     with pytest.warns(UserWarning, match=name):
         assert not records.is_finished(RUN)
+
+
+def test_a_damaged_configuration_of_the_same_size_is_said_and_its_run_done_again(records):
+    save(records)
+    config = records.folder(RUN) / "config.json"
+    config.write_bytes(b"\xff" * config.stat().st_size)
+    with pytest.warns(TornRecord, match=r"config.json is torn"):
+        assert records.status(RUN) is None
+    with warnings.catch_warnings(action="ignore"), records.claim([RUN]) as mine:
+        assert mine == [RUN]
+        save(records)
+    assert records.status(RUN) == "done"
+
+
+def test_a_learning_curve_that_is_no_text_is_said_and_costs_no_other(records):
+    other = replace(RUN, seed=1)
+    save(records)
+    save(records, other)
+    curve = records.folder(RUN) / "curve.csv"
+    curve.write_bytes(b"\xff" * curve.stat().st_size)
+    with pytest.warns(TornRecord, match=r"curve.csv is torn"):
+        assert set(records.curves("planted")["key"]) == {other.key}
 
 
 def test_garbage_in_place_of_a_result_is_torn(records):

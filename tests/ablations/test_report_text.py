@@ -246,6 +246,21 @@ def test_seeds_that_an_undecided_verdict_asks_for_can_be_recomputed(tmp_path):
     assert asked
 
 
+def test_where_an_interval_without_zero_is_no_detection_its_corrected_p_value_says_why(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.EPIDEMIC, seeds=3)
+    evidence = gather(records, "epidemic", "quick")
+    text = " ".join(" ".join(card.effects) for _, card in cards(evidence.declaration, tell(evidence)))
+    undetected = (
+        rf"no difference we could detect in [^:(]*: [^(]*\(95 % interval ({NUMBER}) to ({NUMBER})[^,;]*, n = 3([^;]*);"
+    )
+    found = re.findall(undetected, text)
+    explained = [why for low, high, why in found if (low[0] == MINUS) == (high[0] == MINUS) and "0" not in (low, high)]
+    assert explained
+    assert all(float(re.search(r"p = ([\d.]+)", why)[1]) > 0.05 for why in explained)
+    assert any(why.startswith(", corrected p = ") for why in explained)
+
+
 def test_each_hypothesis_is_told_as_it_was_declared(story):
     declaration, _, told = story
     declared = [level["hypothesis"] for factor in declaration["factors"] for level in factor["levels"][1:]]
@@ -290,9 +305,18 @@ def test_one_seed_tells_numbers_without_intervals(tmp_path):
     assert not any("unknown" in sentence for sentence in sentences)
 
 
+def _factors(names):
+    return [factor for factor in synthetic.EPIDEMIC["factors"] if factor["name"] in names]
+
+
 def test_one_factor_at_a_time_says_what_it_cannot_see_and_a_factorial_says_what_it_saw(records, tmp_path):
     alone = tell(gather(records, "epidemic", "quick"))
     assert "cannot see interactions" in alone.design[0]
+    assert "ablate run epidemic --preset quick --design pairs adds" in alone.design[0]
+    for varied, said in [(["depth"], "run two factors with their levels"), (["depth", "dense"], "pairs --strongest 2")]:
+        few = Records(tmp_path / f"{len(varied)}")
+        synthetic.write_study(few, synthetic.EPIDEMIC | {"factors": _factors(varied)}, seeds=3, details=False)
+        assert said in tell(gather(few, "epidemic", "quick")).design[0]
     crossed = Records(tmp_path)
     synthetic.write_crossed(crossed, synthetic.EPIDEMIC, ["cell", "depth"], seeds=12)
     evidence = gather(crossed, "epidemic", "quick")
@@ -321,6 +345,19 @@ def test_mixed_machines_and_other_data_are_named(tmp_path):
     assert evidence.environment["cpu"] == ["synthetic processor 0", "synthetic processor 1"]
     rows = evidence.effects[evidence.effects["response"] == "accuracy"].set_index("level")
     assert (rows.loc["rotate", "n"], rows.loc["shift", "n"]) == (2, 3)
+
+
+def test_of_data_that_changed_only_the_runs_on_the_newest_are_used(tmp_path):
+    records = Records(tmp_path)
+    records.declare(synthetic.VISION)
+    base, shift, rotate = synthetic.conditions(synthetic.VISION)[:3]
+    for levels, edition, seeds in [(base, 2, 3), (base, 10, 4), (shift, 2, 4), (shift, 10, 4), (rotate, 2, 3)]:
+        for seed in range(seeds):
+            synthetic.write_run(records, synthetic.VISION, levels, seed, edition=edition, details=False)
+    evidence = gather(records, "vision", "quick")
+    assert set(evidence.runs["data_version"]) == {"10"}
+    assert len(evidence.runs) == 8
+    assert "10 runs on data that have changed since left out" in " ".join(evidence.notes)
 
 
 def test_a_level_that_changes_the_data_is_compared_but_not_called_paired(tmp_path):

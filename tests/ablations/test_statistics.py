@@ -38,6 +38,7 @@ from ablations.statistics import (
     probability_of_improvement,
     proportion_interval,
     seeds_to_decide,
+    seeds_to_place,
     share_reached,
     smallest_detectable,
     time_to_target,
@@ -89,6 +90,22 @@ def test_asked_seeds_reach_the_promised_power():
     assert detected.mean() >= 0.79
     assert confirmed.mean() >= 0.79
     assert min(detected.mean(), confirmed.mean()) <= 0.90
+
+
+@pytest.mark.parametrize("true", [1.6, 0.4])
+def test_where_a_difference_was_detected_the_asked_seeds_place_it_with_the_promised_power(true):
+    rng = np.random.default_rng(6)
+    estimate = Difference(true, 0.0, 0.0, 8, 1.0, 0.0, 0.0)
+    assert judge("equal", 1.0, "higher", estimate, 0.01, 0.5, 1).more_seeds == seeds_to_place(estimate, 1.0) - 8
+    n = seeds_to_place(estimate, 1.0)
+    found = [paired_difference(seeds(draw), seeds(np.zeros(n))) for draw in rng.normal(true, 1.0, size=(2000, n))]
+    placed = [d.low > 1 if true > 1 else equivalence_p(d, 1.0) <= ALPHA for d in found]
+    assert 0.77 <= np.mean(placed) <= 0.86
+
+
+def test_an_estimate_at_the_margin_asks_for_no_number_of_seeds():
+    assert seeds_to_place(Difference(1.0, 0.0, 0.0, 8, 1.0, 0.0, 0.0), 1.0) is None
+    assert seeds_to_place(Difference(2.0, 0.0, 0.0, 8, 0.0, 0.0, 0.0), 1.0) is None
 
 
 def test_hopeless_spread_asks_for_no_number_of_seeds():
