@@ -82,6 +82,30 @@ def kills_of_the_command(count: int, reference: Reference, draw: random.Random) 
     return f"{victims.total()} kills of a process of `ablate run`: " + _listed(victims)
 
 
+def kills_of_the_command_at_work(count: int, reference: Reference) -> str:
+    """`ablate run` is killed while its workers train: what they were doing is left to others, and not said to fail."""
+    kills = 0
+    while kills < count:
+        with _folder() as root:
+            while kills < count and _command_killed_at_work(root):
+                kills += 1
+                while "running" in (states := set(Records(root).states()["state"])):
+                    time.sleep(0.1)
+                if "failed" in states:
+                    raise AssertionError("runs of a killed command are on record as failed")
+            _check_resumed(root, reference)
+    return f"{kills} kills of `ablate run` while its workers train"
+
+
+def _command_killed_at_work(root: Path) -> bool:
+    """Whether it was killed before it had ended."""
+    command = _ablate_run(root)
+    while command.poll() is None and "running" not in set(Records(root).states()["state"]):
+        time.sleep(0.05)
+    command.kill()
+    return command.wait() == -signal.SIGKILL
+
+
 def _kill_one_of(command: psutil.Process, depth: int, draw: random.Random) -> bool:
     """Wait for a process that is so many generations below the command, then kill it within a second."""
     with suppress(psutil.NoSuchProcess):
@@ -438,6 +462,7 @@ def main() -> None:
         lambda: jumping_clocks(10, reference, draw),
         want_of_memory,
         lambda: kills_of_the_command(20, reference, draw),
+        lambda: kills_of_the_command_at_work(20, reference),
     ):
         print(happen(), flush=True)
     minutes = (time.monotonic() - start) / 60
