@@ -19,7 +19,7 @@ endif
 
 # One build at a time lies in the tree: another mode or compiler builds again.
 BUILT := build/built-$(RECURVE_BUILD)-$(subst /,_,$(CXX))
-SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.cpp)
+SOURCES := setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 
 .PHONY: report test test-all sanitize faults benchmark record gpu lint build environment check-environment clean
 
@@ -67,7 +67,7 @@ environment: $(INSTALLED)
 
 build: $(BUILT)
 
-$(BUILT): $(SOURCES) | $(INSTALLED)
+$(BUILT): $(SOURCES) $(filter %/installed,$(INSTALLED)) | $(INSTALLED)
 	@mkdir -p build && rm -f build/built-*
 	@echo "Building the extension (a few minutes the first time) ..."
 	@$(PY) setup.py -q build_ext --inplace > build/log.txt || { cat build/log.txt; exit 1; }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,15 +62,23 @@ def cuda_obstacle() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if cpp_extension.CUDA_HOME is None:
         return "nvcc is not found; set CUDA_HOME"
-    if not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
-        return f"{cpp_extension.CUDA_HOME}/include lacks cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
+    for needed in ("include/cuda_runtime.h", "bin/nvcc"):
+        if not Path(cpp_extension.CUDA_HOME, needed).exists():
+            return f"{cpp_extension.CUDA_HOME} lacks {needed}; set CUDA_HOME to a CUDA toolkit"
+    release = re.search(r"release (\d+)", nvcc_says(cpp_extension.CUDA_HOME, "--version"))
+    if release is None or release[1] != torch.version.cuda.partition(".")[0]:
+        found = f"CUDA {release[1]}" if release else "an unknown version"
+        return f"nvcc is of {found}, torch of {torch.version.cuda}; set CUDA_HOME to a toolkit like torch's"
     return None
+
+
+def nvcc_says(cuda_home: str, option: str) -> str:
+    return subprocess.run([f"{cuda_home}/bin/nvcc", option], capture_output=True, text=True, check=True).stdout
 
 
 def known_architectures(cuda_home: str) -> str:
     """Those of CUDA_ARCHITECTURES that this nvcc knows, as TORCH_CUDA_ARCH_LIST; newer GPUs compile from the last."""
-    nvcc = Path(cuda_home, "bin", "nvcc")
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    listed = nvcc_says(cuda_home, "--list-gpu-arch").split()
     return ";".join(a for a in CUDA_ARCHITECTURES if f"compute_{a.replace('.', '')}" in listed) + "+PTX"
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNSUCCESSFUL
     except BrokenPipeError:  # who reads our output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return UNSUCCESSFUL if arguments.command in (_run, _retry) else 0
     except KeyboardInterrupt:
         print(f"\nStopped; what is done is kept. To resume: {shlex.join(['ablate', *words])}", file=sys.stderr)
         return INTERRUPTED

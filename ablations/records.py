@@ -3,6 +3,7 @@
 Layout under the runs folder:
 
     <study>/study.json              the study's declaration: factors, hypotheses, responses
+    <study>/lock                    locked by the process that writes the declaration
     <study>/plan-<digest>.json      the runs that a command set out to do
     <study>/<key>/lock              locked by the process that trains the run; the lock dies with its owner
     <study>/<key>/config.json       study, versions, preset, settings, levels, seed
@@ -40,6 +41,7 @@ import pandas as pd
 Status = Literal["done", "diverged", "failed"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
 PROBE_SECONDS = 0.05  # longer than `states` holds a lock to see whether anyone else does
+DECLARE_SECONDS = 10.0  # for another process to write the same declaration
 STATE_COLUMNS = ("study", "study_version", "preset", "key", "state")
 
 
@@ -110,11 +112,15 @@ class Records:
 
         Levels that an earlier command has added to the same version stay.
         """
-        path = self.root / declaration["name"] / "study.json"
-        earlier = _read_json(path)
-        if earlier and earlier["version"] == declaration["version"]:
-            declaration = _with_levels_of(earlier, declaration)
-        _write_json(path, declaration)
+        folder = self.root / declaration["name"]
+        lock = _lock(folder, time.monotonic() + DECLARE_SECONDS)
+        if lock is None:
+            raise RecordsError(f"cannot write {folder}: another process holds its lock; repeat the command")
+        with closing(lock):
+            earlier = _read_json(folder / "study.json")
+            if earlier and earlier["version"] == declaration["version"]:
+                declaration = _with_levels_of(earlier, declaration)
+            _write_json(folder / "study.json", declaration)
 
     def plan(self, configurations: Iterable[Configuration]) -> None:
         """Keep which runs were asked for, so that `states` knows those that wait."""

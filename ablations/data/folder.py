@@ -68,7 +68,7 @@ def folder_repairs(folder: Path, image_size: int) -> tuple[str, ...]:
 def folder_version(folder: Path) -> str:
     """A hash of the names and contents of all files that `read_folder` reads."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(_flat(_all_files(folder))):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -87,10 +87,15 @@ class Ray:
 
 
 def _train(part: Part, task: type[Task], root: Path, epochs: Any) -> list[Outcome]:
+    from ray.exceptions import RayError
+
     from ablations.training import train
 
     def report(epoch: int, of_epochs: int, rows: Mapping[str, Row]) -> None:
-        epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows, devices.gpu_memory()))
+        try:
+            epochs.put_nowait(Epoch(part.job, epoch, of_epochs, rows, devices.gpu_memory()))
+        except RayError:  # nobody listens any more; that says nothing of the runs, which wait for another
+            raise SystemExit(1) from None
 
     return train(part.configurations, task, Records(root), report, part.patience)
 

@@ -230,7 +230,7 @@ def _learning(
     target = baseline_target(of_baseline, measure, better)
     never = pd.Series(np.inf, index=runs["key"][runs["status"] == "diverged"])
     for clock in ("epoch", "step"):
-        times = never.to_dict() | time_to_target(curves, target, clock).to_dict()
+        times = time_to_target(curves, target, clock).to_dict() | never.to_dict()
         runs[f"{clock}s_to_target"] = runs["key"].map(times)
     runs["epochs_watched"] = runs["key"].map(curves.groupby("key")["epoch"].max())
     if "seconds_per_step" in runs:

@@ -31,11 +31,6 @@ class Difference:
     p: float  # two-sided paired t test of no difference
     p_sign_flip: float  # exact: how many of the 2^n sign patterns are as extreme
 
-    @property
-    def sign_flip_can_decide(self) -> bool:
-        """Whether so few seeds can reach alpha at all."""
-        return smallest_exact_p(self.n) <= ALPHA
-
 
 @dataclass(frozen=True)
 class McNemar:

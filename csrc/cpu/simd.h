@@ -185,14 +185,6 @@ RECURVE_INLINE void product(Vector<T> (&acc)[R][G], const T* const* a, const T* 
       acc, [&](int r, int64_t k) { return a[r][k]; }, [&](int64_t k) { return w + k * stride; }, K);
 }
 
-// Rows of `a` against vectors at w + offsets[k].
-template <class T, int R, int G>
-RECURVE_INLINE void product_at_offsets(Vector<T> (&acc)[R][G], const T* const* a, const T* w, const int64_t* offsets,
-                                       int64_t K) {
-  accumulate_blocks<T, R, G>(
-      acc, [&](int r, int64_t k) { return a[r][k]; }, [&](int64_t k) { return w + offsets[k]; }, K);
-}
-
 // Columns of `a`, element (r, k) at a[k * a_stride + r], against vectors `stride` elements apart.
 template <class T, int R, int G>
 RECURVE_INLINE void product_by_column(Vector<T> (&acc)[R][G], const T* a, int64_t a_stride, const T* w, int64_t stride,

@@ -113,6 +113,14 @@ def convolve(
             f"Given groups={groups}, weight of size {list(weight.shape)}, expected input to have "
             f"{weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
         )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(f"Input type ({x.dtype}) and {name} type ({tensor.dtype}) should be the same")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(
+            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} "
+            f"elements, but got bias of size {list(bias.shape)} instead"
+        )
     x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
     inside = torch.float32 if x.dtype in HALF else x.dtype
     y = ALGORITHMS[algorithm](x.to(inside), weight.to(inside), stride, dilation, groups).to(x.dtype)

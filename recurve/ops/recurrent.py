@@ -21,6 +21,7 @@ Activation = Literal["tanh", "relu", "sigmoid"]
 Reset = Literal["after", "before"]
 RESETS: tuple[Reset, ...] = ("after", "before")
 States = tuple[Tensor, ...]
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 MULTIPLIES_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
@@ -61,7 +62,7 @@ def lstm(
     if path == "fused":
         return _fused(torch.ops.recurve.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse))
     if path == "native" and plain:
-        return _native(torch._VF.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), reverse)
+        return _native("lstm", torch._VF.lstm, x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), reverse)
     return lstm_reference(x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, resets=resets, reverse=reverse)
 
 
@@ -100,7 +101,7 @@ def gru(
     if path == "fused":
         return _fused(torch.ops.recurve.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), (lengths, resets, reverse, reset))
     if path == "native" and plain:
-        return _native(torch._VF.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
+        return _native("gru", torch._VF.gru, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
     return gru_reference(x, h0, w_ih, w_hh, b_ih, b_hh, reset=reset, lengths=lengths, resets=resets, reverse=reverse)
 
 
@@ -140,7 +141,7 @@ def rnn(
         return _fused(torch.ops.recurve.rnn, x, (h0,), (w_ih, w_hh, b_ih, b_hh), options)
     if path == "native" and plain:
         native = torch._VF.rnn_tanh if activation == "tanh" else torch._VF.rnn_relu
-        return _native(native, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
+        return _native("rnn", native, x, (h0,), (w_ih, w_hh, b_ih, b_hh), reverse)
     return rnn_reference(
         x, h0, w_ih, w_hh, b_ih, b_hh, activation=activation, leak=leak, lengths=lengths, resets=resets, reverse=reverse
     )
@@ -237,8 +238,9 @@ def lstm_reference(
         c = f * c + i * g
         return (o * torch.tanh(c), c), (i, f, g, o)
 
+    _check("lstm", x, (h0, c0), (w_ih, w_hh, b_ih, b_hh), lengths, resets)
     seen = _seen("lstm", ("sigmoid", "sigmoid", "tanh", "sigmoid"), x, w_ih)
-    y, (h_n, c_n) = _scan("lstm", step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
+    y, (h_n, c_n) = _scan(step, x, w_ih, b_ih, (h0, c0), lengths, resets, reverse, seen)
     return y, h_n, c_n
 
 
@@ -276,9 +278,10 @@ def gru_reference(
         n = torch.tanh(n_x + _linear(r * h, w_n, bias[1]))
         return ((1 - z) * n + z * h,), (r, z, n)
 
+    _check("gru", x, (h0,), (w_ih, w_hh, b_ih, b_hh), lengths, resets)
     seen = _seen("gru", ("sigmoid", "sigmoid", "tanh"), x, w_ih)
     chosen = step if reset == "after" else step_before
-    y, (h_n,) = _scan("gru", chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
+    y, (h_n,) = _scan(chosen, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
@@ -303,8 +306,9 @@ def rnn_reference(
         new = ACTIVATIONS[activation](projected + _linear(h, w_hh, b_hh))
         return ((1 - leak) * h + leak * new,), (new,)
 
+    _check("rnn", x, (h0,), (w_ih, w_hh, b_ih, b_hh), lengths, resets)
     seen = _seen("rnn", (activation,), x, w_ih)
-    y, (h_n,) = _scan("rnn", step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
+    y, (h_n,) = _scan(step, x, w_ih, b_ih, (h0,), lengths, resets, reverse, seen)
     return y, h_n
 
 
@@ -319,7 +323,6 @@ def _seen(op: str, activations: tuple[str, ...], x: Tensor, w_ih: Tensor) -> _pr
 
 
 def _scan(
-    op: str,
     step: Callable[[Tensor, States], tuple[States, States]],
     x: Tensor,
     w_ih: Tensor,
@@ -331,7 +334,6 @@ def _scan(
     seen: _probe.ReferenceCall | None,
 ) -> tuple[Tensor, States]:
     """Run `step`, which returns new states and gates, over time; returns all outputs and the last state."""
-    _check(op, x, state, lengths, resets)
     steps = x.shape[-3]
     resets = None if resets is None else resets.to(x.device)
     if lengths is not None:
@@ -358,29 +360,52 @@ def _scan(
     return torch.stack(outputs[::-1] if reverse else outputs, dim=-3), state
 
 
-def _check(op: str, x: Tensor, state: States, lengths: Tensor | None, resets: Tensor | None) -> None:
-    """Raise RuntimeError for what broadcasting would hide: as the kernels do."""
-    steps, batch = x.shape[-3:-1]
+def _check(
+    op: str,
+    x: Tensor,
+    state: States,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> None:
+    """Raise RuntimeError, as the kernels do, for shapes that torch's own ops would take unseen, or broadcast."""
+    ensemble = weights[0].dim() == 3
+    models = weights[0].shape[0] if ensemble else None
+    if x.dim() != 3 and not (x.dim() == 4 and ensemble):
+        rule = "x must be (T, B, I), or (E, T, B, I) beside weights with a leading E"
+        raise RuntimeError(f"{op}: {rule}, got {list(x.shape)}")
+    steps, batch, inputs = x.shape[-3:]
     if steps == 0:
         raise RuntimeError(f"{op}: Expected sequence length to be larger than 0 in RNN")
-    for name, own in zip(("h0", "c0"), state, strict=False):
-        if own.dim() < 2 or own.shape[-2] != batch:
-            raise RuntimeError(f"{op}: {name} must be (B, H) with B = {batch}, got {list(own.shape)}")
+    if x.dim() == 4 and x.shape[0] != models:
+        raise RuntimeError(f"{op}: x has {x.shape[0]} models, the weights have {models}")
+    if (weights[2] is None) != (weights[3] is None):
+        raise RuntimeError(f"{op}: give both biases or neither")
+    hidden = state[0].shape[-1]
+    gates = GATES[op] * hidden
+    tensors = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0"), (*weights, *state), strict=False))
+    shapes = [(gates, inputs), (gates, hidden), (gates,), (gates,), (batch, hidden), (batch, hidden)]
+    for (name, tensor), shape in zip(tensors.items(), shapes, strict=False):
+        if tensor is not None and tensor.shape not in (shape, (models, *shape)):
+            also = ", with a leading E or not" if ensemble else ""
+            raise RuntimeError(f"{op}: {name} must be {list(shape)}{also}, got {list(tensor.shape)}")
     if lengths is not None:
-        if lengths.shape != (batch,) or not _is_integral(lengths.dtype):
-            raise RuntimeError(
-                f"{op}: lengths must be (B,) = ({batch},) of an integer type, got {list(lengths.shape)} of "
-                f"{lengths.dtype}"
-            )
-        seen = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-        if seen and batch and torch._C._functorch.peek_interpreter_stack() is None:
-            least, most = (int(end) for end in lengths.aminmax())
-            if least < 0 or most > steps:
-                raise RuntimeError(f"{op}: lengths must lie in [0, {steps}], got {least} to {most}")
+        _check_lengths(op, lengths, steps, batch)
     if resets is not None and (resets.shape != (steps, batch) or resets.dtype != torch.bool):
         raise RuntimeError(
             f"{op}: resets must be (T, B) = ({steps}, {batch}) of bool, got {list(resets.shape)} of {resets.dtype}"
         )
+
+
+def _check_lengths(op: str, lengths: Tensor, steps: int, batch: int) -> None:
+    if lengths.shape != (batch,) or not _is_integral(lengths.dtype):
+        rule = f"lengths must be (B,) = ({batch},) of an integer type"
+        raise RuntimeError(f"{op}: {rule}, got {list(lengths.shape)} of {lengths.dtype}")
+    seen = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    if seen and batch and torch._C._functorch.peek_interpreter_stack() is None:
+        least, most = (int(end) for end in lengths.aminmax())
+        if least < 0 or most > steps:
+            raise RuntimeError(f"{op}: lengths must lie in [0, {steps}], got {least} to {most}")
 
 
 def _is_integral(dtype: torch.dtype) -> bool:
@@ -394,6 +419,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _native(
+    name: str,
     op: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
     state: tuple[Tensor, ...],
@@ -401,9 +427,11 @@ def _native(
     reverse: bool,
 ) -> Any:
     """One of torch's own ops as one layer in one direction; an ensemble is a loop over its models."""
+    _check(name, x, state, weights)  # torch's modules do; the ops themselves write past what is too small
     if weights[0].dim() == 3:
         results = [
             _native(
+                name,
                 op,
                 x[e] if x.dim() == 4 else x,
                 tuple(s[e] if s.dim() == 3 else s for s in state),

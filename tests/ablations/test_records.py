@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,15 @@ def test_ten_thousand_records_are_scanned_in_five_seconds(records, monkeypatch):
     assert len(records.table()) == 10_000
     assert scanned - start < 5
     assert time.process_time() - scanned < 10
+
+
+def test_declarations_written_at_once_lose_no_level(records):
+    """Threads hold locks of their own, as processes do."""
+    extended = [STUDY.extended(one_factor_at_a_time(STUDY, {"width": (str(width),)})) for width in range(10, 30)]
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda study: records.declare(study.declaration()), extended))
+    names = {level["name"] for level in records.declaration("planted")["factors"][0]["levels"]}
+    assert {str(width) for width in range(10, 30)} <= names
 
 
 def test_levels_that_an_earlier_command_added_stay_declared(records):

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from scipy import optimize, stats
 
-from ablations.records import Records
+from ablations.records import Records, Result
 from ablations.report.evidence import gather
 from ablations.report.narrative import tell
 from ablations.report.numbers import MINUS, count, decimals, in_sentence, listing, number, p_value
@@ -385,6 +385,18 @@ def test_divergence_is_a_rate_with_its_interval_and_never_reaches_the_target(tmp
     row = evidence.effects.query("level == 'gap' and response == 'epochs_to_target'").iloc[0]
     assert row["n"] == 4
     assert row["missed"] >= 1
+
+
+def test_a_run_that_reached_the_target_and_then_diverged_never_reached_it(tmp_path):
+    records = Records(tmp_path)
+    synthetic.write_study(records, synthetic.VISION, seeds=3)
+    key = synthetic.write_run(records, synthetic.VISION, synthetic.conditions(synthetic.VISION)[-1], 2).key
+    (run,) = [run for run in records.configurations("vision") if run.key == key]
+    early = records.curves("vision", [key]).drop(columns="key").assign(validation_accuracy=1.0)
+    result = Result("diverged", {}, "loss is NaN", {"split": "2 "})
+    records.save(run, result, environment=records.environment("vision", key), curve=early)
+    runs = gather(records, "vision", "quick").runs.set_index("key")
+    assert math.isinf(runs.loc[key, "epochs_to_target"])
 
 
 def test_missed_values_are_named_beside_the_numbers(tmp_path):

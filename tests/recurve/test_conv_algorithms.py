@@ -48,6 +48,26 @@ def test_16_bit_types_are_computed_in_float32(algorithm, dtype, generator):
     assert (found - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"bias": torch.zeros(1, dtype=torch.float64)},
+            r"expected bias to be 1-dimensional with 5 elements|bias must be \(5,\)",
+        ),
+        ({"bias": torch.zeros(5)}, "Input type .* and bias type .* should be the same|bias is Float, x is Double"),
+        ({"weight": torch.zeros(5, 2, 3, 3)}, "Input type .* and weight type .* should be the same"),
+    ],
+    ids=["one bias", "float bias", "float weight"],
+)
+@pytest.mark.parametrize("algorithm", ["im2col", "winograd", "fft"])
+def test_what_does_not_fit_together_is_refused(algorithm, change, message, generator):
+    x, weight = normal((2, 2, 6, 6), generator), normal((5, 2, 3, 3), generator)
+    tensors = {"x": x, "weight": weight, "bias": normal((5,), generator)} | change
+    with pytest.raises(RuntimeError, match=message):
+        ops.conv_block(**tensors, algorithm=algorithm)
+
+
 @pytest.mark.parametrize("channels", [1, 64])
 @pytest.mark.parametrize(("size", "bound"), [((18, 18), 30), ((5, 9), 5)], ids=["4x4", "2x2"])
 def test_winograds_error_is_bounded(size, bound, channels, generator):

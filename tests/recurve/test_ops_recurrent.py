@@ -382,19 +382,31 @@ WRONG = {
     "other hidden size of w_hh": ({"w_hh": (28, 6)}, r"w_hh must be"),
     "other gates of w_ih": ({"w_ih": (5, 4)}, r"w_ih must be"),
     "bias of wrong size": ({"b_hh": (6,)}, r"b_hh must be"),
-    "ensemble of h0 alone": ({"h0": (2, 3, 7)}, r"no ensemble axis"),
+    "ensemble of h0 alone": ({"h0": (2, 3, 7)}, r"no ensemble axis|h0 must be \[3, 7\], got"),
     "ensemble of x alone": ({"x": (2, 5, 3, 4)}, r"leading E"),
 }
 
 
+@pytest.mark.parametrize("backend", ["fused", "native"])
 @pytest.mark.parametrize("what", WRONG)
 @every_op
 @needs_kernels
-def test_wrong_shapes_are_named(op, what, generator):
+def test_wrong_shapes_are_named(op, what, backend, generator):
     shapes, message = WRONG[what]
     tensors = Sequence(op).tensors(generator) | {name: normal(shape, generator) for name, shape in shapes.items()}
-    with recurve.backend("fused"), pytest.raises(RuntimeError, match=message):
+    with recurve.backend(backend), pytest.raises(RuntimeError, match=message):
         getattr(ops, op)(**tensors)
+
+
+@pytest.mark.parametrize("shapes", [{"h0": (2, 7)}, {"h0": (1, 7)}, {"x": (3, 1, 3, 4)}, {"c0": (1, 7)}], ids=str)
+@every_op
+def test_a_single_step_of_wrong_shapes_never_reaches_torchs_own_op(op, shapes, generator):
+    """On which torch relies on its modules to have looked: it writes past what is too small."""
+    tensors = Sequence(op, steps=1).tensors(generator)
+    wrong = {name: normal(shape, generator) for name, shape in shapes.items() if name in tensors}
+    if wrong:
+        with pytest.raises(RuntimeError, match=f"{op}: ({'|'.join(wrong)}) must be"):
+            getattr(ops, op)(**tensors | wrong)
 
 
 @pytest.mark.parametrize("name", ["h0", "w_ih", "w_hh", "b_ih", "b_hh"])
@@ -428,7 +440,7 @@ def test_wrong_lengths_and_resets_are_named(op, backend, arguments, message, gen
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"), [WRONG["no steps"], ({"h0": (1, 7)}, r"h0 must be \(B, H\) with B = 3")]
+    ("shapes", "message"), [WRONG["no steps"], ({"h0": (1, 7)}, r"h0 must be \[3, 7\], got \[1, 7\]")]
 )
 @every_op
 def test_without_kernels_wrong_shapes_are_not_broadcast(op, shapes, message, generator):
