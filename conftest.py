@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -118,9 +119,29 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark needs the machine to itself: leave out -n")
     if config.getoption("--benchmark-device") == "cuda":
         _demand_gpu()
+    elif config.getoption("--benchmark-tf32"):
+        raise pytest.UsageError("--benchmark-tf32 is for --benchmark-device cuda; processors have no TF32")
+    for option in ("--benchmark-csv", "--benchmark-json"):
+        _demand_writable(config, option)
     config.option.benchmark_quiet = True  # pytest-benchmark's own table compares times that were not paired
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(BENCH)]
+
+
+def _demand_writable(config: pytest.Config, option: str) -> None:
+    """Before anything is measured, not after."""
+    path = config.getoption(option)
+    if not isinstance(path, Path):
+        return
+    obstacle = None
+    if path.is_dir():
+        obstacle = "it is a folder"
+    elif not path.parent.is_dir():
+        obstacle = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        obstacle = "the rights to write there are missing"
+    if obstacle is not None:
+        raise pytest.UsageError(f"{option} {path} cannot be written: {obstacle}")
 
 
 def _demand_gpu() -> None:

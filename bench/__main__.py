@@ -35,9 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("b", type=Path)
     comparing.add_argument(
         "--fail-below",
-        type=float,
+        type=_ratio,
         metavar="RATIO",
-        help="exit with 1 if a case is slower than A by more than this ratio and beyond the noise, as 0.95",
+        help="exit with 1 if a case is slower than A by more than this ratio and beyond the noise, as 0.95, or if B "
+        "lacks it",
     )
     comparing.set_defaults(run=_compare)
 
@@ -49,11 +50,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ratio above 0 and up to 1")
+    return ratio
+
+
 def _show(options: argparse.Namespace) -> int:
     found = [read(path) for path in options.results]
     for results in found:
         print(render(results.rows, results.title, sys.stdout.isatty()))
     if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultError(f"--out {options.out} cannot be made: {error.strerror}; name another folder") from error
         print(f"figures: {figures.write_page(found, options.out)}")
     return 0
 
@@ -69,7 +84,10 @@ def _compare(options: argparse.Namespace) -> int:
     failed = compare.failures(found, options.fail_below)
     for change in failed:
         print(f"slower than allowed: {change.group}-{change.shape}, {change.ratio:.2f} < {options.fail_below}")
-    return 1 if failed else 0
+    gone = compare.missing(a, b)
+    if gone:
+        print(f"not in B, so that nothing is known of it: {', '.join(gone)}")
+    return 1 if failed or gone else 0
 
 
 if __name__ == "__main__":

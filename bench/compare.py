@@ -49,7 +49,9 @@ def changes(a: Results, b: Results) -> list[Change]:
     before, after = _main_rows(a), _main_rows(b)
     found = [_change(row, after[key]) for key, row in before.items() if key in after]
     if not found:
-        raise ResultError("the two files have no case in common")
+        where = [f"{results.about['threads']} threads of {results.about['machine']}" for results in (a, b)]
+        unlike = f": A is of {where[0]}, B of {where[1]}" if where[0] != where[1] else ""
+        raise ResultError(f"the two files have no case in common{unlike}")
     return found
 
 
@@ -66,6 +68,11 @@ def geometric_mean(found: Sequence[Change], a: Results, b: Results) -> tuple[flo
 def failures(found: Sequence[Change], least: float) -> list[Change]:
     """The cases that became slower, and by more than allowed."""
     return [change for change in found if change.ratio < least and change.verdict == "slower"]
+
+
+def missing(a: Results, b: Results) -> list[str]:
+    """The cases of A that B does not hold."""
+    return [row.case for key, row in _main_rows(a).items() if key not in _main_rows(b)]
 
 
 def differences(a: Results, b: Results) -> Iterator[str]:

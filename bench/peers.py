@@ -13,8 +13,9 @@ from importlib import import_module
 from torch import nn
 
 from bench.cases import Case
-from bench.protocol import Competitor, Problem
+from bench.protocol import NATIVE, OURS, TWIN, Competitor, Problem
 
+RESERVED = (OURS, TWIN, NATIVE, "all")
 Build = Callable[[Case, Sequence[nn.Module]], Competitor]
 
 
@@ -34,7 +35,7 @@ class Peer:
     @property
     def missing(self) -> str | None:
         """Why it cannot be had here; None if it can."""
-        absent = [module for module in self.needs if importlib.util.find_spec(module) is None]
+        absent = [module for module in self.needs if not _is_installed(module)]
         return f"not installed: {', '.join(absent)}; `pip install 'recurve[peers]'`" if absent else None
 
     def competitor(self, case: Case, models: Sequence[nn.Module]) -> Competitor:
@@ -43,11 +44,24 @@ class Peer:
         return build(case, models)
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would lie in
+        return False
+
+
 PEERS: dict[str, Peer] = {}
 
 
 def register(name: str, make: str, *needs: str) -> None:
-    """Make a peer known under a name that `--benchmark-peers` takes."""
+    """Make a peer known under a name that `--benchmark-peers` takes.
+
+    Raises:
+        ValueError: a name that competitors or the option have a use for, or one with a comma, which parts names.
+    """
+    if name in RESERVED or "," in name:
+        raise ValueError(f"no peer can be called {name!r}: {', '.join(RESERVED)} are taken, and commas part names")
     PEERS[name] = Peer(name, make, needs)
 
 

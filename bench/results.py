@@ -184,8 +184,12 @@ def read(path: Path) -> Results:
         names = {field.name for field in fields(Row)}
         found: list[dict[str, Any]] = [row for b in data["benchmarks"] for row in b["extra_info"]["rows"]]
         rows = [Row(**({name: row[name] for name in names} | {"logs": tuple(row["logs"])})) for row in found]
-        return Results(rows, {**data["machine_info"]["recurve"], "date": data["datetime"][:10]})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        if len({len(row.logs) for row in rows}) > 1:
+            raise ValueError("its cases are of unlike numbers of processes")
+        results = Results(rows, {**data["machine_info"]["recurve"], "date": data["datetime"][:10]})
+        assert results.title  # which needs all that is told of a machine
+        return results
+    except (OSError, KeyError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise ResultError(f"{path}: no result of `pytest --benchmark --benchmark-json` ({reason})") from error
 

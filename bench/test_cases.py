@@ -18,7 +18,7 @@ RUNS = [Runs("epidemic", 32), Runs("vision", 8), Runs("vision", 1, whole=True)]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
-    chosen: list[Case] = [parse(name) for name in option("--benchmark-case")]
+    chosen: list[Case] = list(dict.fromkeys(parse(name) for name in option("--benchmark-case")))
     if not chosen:
         device = option("--benchmark-device")
         chosen = [*cases(option("--benchmark-full"), device), *(RUNS if device == "cpu" else [])]

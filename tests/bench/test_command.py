@@ -77,6 +77,28 @@ def test_a_bad_option_is_named_with_its_value(
     assert value in complaint
 
 
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (
+            "--benchmark-csv=nowhere/pairs.csv",
+            "--benchmark-csv nowhere/pairs.csv cannot be written: there is no folder",
+        ),
+        ("--benchmark-json=bench", "--benchmark-json bench cannot be written: it is a folder"),
+        ("--benchmark-tf32", "--benchmark-tf32 is for --benchmark-device cuda"),
+    ],
+)
+def test_what_would_fail_in_the_end_is_refused_at_the_start(option: str, complaint: str) -> None:
+    result = run_pytest("--benchmark", option)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert complaint in result.stderr
+
+
+def test_a_case_named_twice_is_measured_once() -> None:
+    twice = ("--benchmark-case=recurrent-GRU-infer-T5-B4-I8-H8", "--benchmark-case=recurrent-GRU-infer-T5-B4-I8-H8-L1")
+    assert len(collected("--benchmark", "--benchmark-processes=2", *twice)) == 2
+
+
 def test_a_bad_option_ends_before_anything_runs() -> None:
     result = run_pytest("--benchmark", "--benchmark-seconds=soon")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR

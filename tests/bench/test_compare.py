@@ -59,12 +59,44 @@ def test_a_slowdown_within_the_noise_does_not_fail(before: Path, tmp_path: Path)
 
 
 def test_what_else_differs_is_said(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    after = written(tmp_path / "b.json", [row("S1", 2.0, 2.02, 1.98), row("S3", 1.0, 1.1)], torch="2.14.0")
+    after = written(tmp_path / "b.json", [row("S1", 2.0, 2.02, 1.98), row("S3", 1.0, 1.1, 1.05)], torch="2.14.0")
     assert main(["compare", str(before), str(after)]) == 0
+    assert main(["compare", str(before), str(after), "--fail-below", "0.5"]) == 1  # for S2 may have become slower
     printed = capsys.readouterr().out
     assert "only in A: conv-train-S2" in printed
+    assert "not in B, so that nothing is known of it: conv-train-S2" in printed
     assert "only in B: conv-train-S3" in printed
     assert "torch: 2.13.0 in A, 2.14.0 in B" in printed
+
+
+@pytest.mark.parametrize("ratio", ["nan", "-1", "0", "95", "most"])
+def test_a_gate_that_could_never_close_is_refused(ratio: str, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", str(before), str(before), f"--fail-below={ratio}"])
+    assert f"{ratio!r} is no ratio above 0 and up to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]"])
+def test_what_is_no_result_is_an_error_of_its_own(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.json").write_bytes(content)
+    assert main(["show", str(tmp_path / "odd.json")]) == 2
+    assert "odd.json: no result of `pytest --benchmark" in capsys.readouterr().err
+
+
+def test_cases_of_unlike_numbers_of_processes_are_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / "odd.json", [row("S1", 2.0, 2.02, 1.98), row("S3", 1.0, 1.1)])
+    assert main(["show", str(tmp_path / "odd.json")]) == 2
+    assert "unlike numbers of processes" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_an_error_of_its_own(
+    before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert main(["show", str(before), "--out", str(tmp_path / "taken")]) == 2
+    assert "taken cannot be made: File exists" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_compared_are_an_error_of_their_own(

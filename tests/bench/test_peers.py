@@ -48,6 +48,20 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(monkeypatch: pytest.Mo
     assert left_out == {"caffe": "not installed: caffe_of_2014; `pip install 'recurve[peers]'`"}
 
 
+def test_a_peer_of_a_package_that_is_absent_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PEERS", {})
+    peers.register("caffe", "nowhere:competitor", "caffe_of_2014.python")
+    missing = peers.PEERS["caffe"].missing
+    assert missing is not None
+    assert "not installed: caffe_of_2014.python" in missing
+
+
+@pytest.mark.parametrize("name", ["recurve", "torch.nn", "recurve again", "all", "one,two"])
+def test_a_peer_takes_no_name_that_is_taken(name: str) -> None:
+    with pytest.raises(ValueError, match="no peer can be called"):
+        peers.register(name, "nowhere:competitor")
+
+
 def test_a_registered_peer_competes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEERS", {})
     peers.register("again", "bench.peer_compile:competitor")
