@@ -18,6 +18,7 @@ from bench.ratios import Ratio, Verdict, compare
 from bench.workers import Conditions, Measurement
 
 PARTS = ("step", "forward", "backward")
+TOLD = {"recurve", "torch", "dtype", "threads", "machine", "device"}  # of where something was measured, at least
 PAIR_COLUMNS = ("case", "clock", "process", "block", "turn", "competitor", "part", "seconds")
 
 
@@ -186,9 +187,10 @@ def read(path: Path) -> Results:
         rows = [Row(**({name: row[name] for name in names} | {"logs": tuple(row["logs"])})) for row in found]
         if len({len(row.logs) for row in rows}) > 1:
             raise ValueError("its cases are of unlike numbers of processes")
-        results = Results(rows, {**data["machine_info"]["recurve"], "date": data["datetime"][:10]})
-        assert results.title  # which needs all that is told of a machine
-        return results
+        about = {**data["machine_info"]["recurve"], "date": data["datetime"][:10]}
+        if untold := sorted(TOLD - about.keys()):
+            raise ValueError(f"it does not tell its {', '.join(untold)}")
+        return Results(rows, about)
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise ResultError(f"{path}: no result of `pytest --benchmark --benchmark-json` ({reason})") from error
