@@ -48,6 +48,7 @@ def test_what_does_not_fit_into_memory_is_done_in_halves():
     faults.want_of_memory()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_its_runs_to_others(reference):
     faults.kills_of_the_command_at_work(2, reference)
 

@@ -159,7 +159,8 @@ RECURRENT = ("ops_recurrent", "probe", "derivatives", "transforms", "nn_recurren
 # In one product over all of many steps it is torch on the CPU that loses digits; the memory of copies is not of torch's
 # allocator, whose memory alone the emulation lets kernels reach.
 MANY_STEPS = "as_accurate_as_the_native_op_over_many_steps or (float32_is_about_as_accurate and 60)"
-OTHERS = f"not ({MANY_STEPS}) and not copies_give_the_same and not on_the_cpu"
+# Channels that come last stay last on the CPU alone, whose tensors the emulation takes for those of a GPU.
+OTHERS = f"not ({MANY_STEPS}) and not copies_give_the_same and not on_the_cpu and not come_last and not channels_last"
 
 
 DESIGNS = {  # the machine, and the design that is forced
