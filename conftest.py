@@ -141,7 +141,7 @@ def _demand_writable(config: pytest.Config, option: str) -> None:
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         obstacle = "the rights to write there are missing"
     if obstacle is not None:
-        raise pytest.UsageError(f"{option} {path} cannot be written: {obstacle}")
+        raise pytest.UsageError(f"{option} {path} cannot be written: {obstacle}; name another file")
 
 
 def _demand_gpu() -> None:

@@ -135,8 +135,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     records = Records(arguments.runs)
-    named = arguments.studies if records.studies() else []  # the page says that nothing is on record
-    if records.studies():
+    named = []
+    if records.studies():  # else the page says that nothing is on record
+        named = arguments.studies
         _check_recorded(named, records)
         _check_preset(arguments.preset, records)
     _make_folder(arguments.out)
@@ -307,9 +308,8 @@ def _check_preset(preset: str, records: Records) -> None:
     """Raise `DesignError` for a preset that no run on record has, if there are any."""
     from ablations.design import find
 
-    presets = dict.fromkeys(records.states()["preset"])
-    if presets:
-        find(preset, {name: name for name in presets}, f"preset of the runs under {records.root}")
+    if preset not in records.presets() and (presets := set(records.presets())):
+        find(preset, {name: name for name in sorted(presets)}, f"preset of the runs under {records.root}")
 
 
 def _make_folder(out: Path) -> None:

@@ -78,13 +78,11 @@ class Factor:
         declared = {level.name: level for level in self.levels}
         if name not in declared and (like := self._strength(name)) is not None:
             return Level(name, dict.fromkeys(like.settings, name))
-        if name not in declared and (declared_numbers := self._numbers()):
-            number = _number(name, declared_numbers)
-            if number is None:
-                return find(name, declared, f"level of {self.name}", f", or {_allowed(declared_numbers)}")
+        numbers = self._numbers()
+        if name not in declared and numbers and (number := _number(name, numbers)) is not None:
             same = [level for level in self.levels if number in level.settings.values()]
             return same[0] if same else Level(str(number), dict.fromkeys(self.baseline.settings, number))
-        return find(name, declared, f"level of {self.name}")
+        return find(name, declared, f"level of {self.name}", f", or {_allowed(numbers)}" if numbers else "")
 
     def _strength(self, name: str) -> Level | None:
         """A level that differs from `name` in the number behind its word only: `shift-3` for `shift-5`."""

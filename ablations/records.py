@@ -237,6 +237,13 @@ class Records:
                 row["state"] = "running"
         return pd.DataFrame(rows.values(), columns=list(STATE_COLUMNS))
 
+    def presets(self) -> Iterator[str]:
+        """Of the runs asked for and on record, some several times; who finds one early reads no more."""
+        for path in [*self.root.glob("*/plan-*.json"), *self.root.glob("*/*/config.json")]:
+            content = _read_json(path)
+            if content:
+                yield content["preset"]
+
     def curves(self, study: str, keys: Collection[str] | None = None) -> pd.DataFrame:
         """Learning curves of runs of a study, long form, with the column `key`: of all on record, or of these keys."""
         if keys is None:

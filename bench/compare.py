@@ -72,14 +72,13 @@ def failures(found: Sequence[Change], least: float) -> list[Change]:
 
 def missing(a: Results, b: Results) -> list[str]:
     """The cases of A that B does not hold."""
-    return [row.case for key, row in _main_rows(a).items() if key not in _main_rows(b)]
+    others = _main_rows(b)
+    return [row.case for key, row in _main_rows(a).items() if key not in others]
 
 
 def differences(a: Results, b: Results) -> Iterator[str]:
     """What else is not the same: cases of only one file, and fields of machine and versions."""
-    before, after = _main_rows(a), _main_rows(b)
-    for name, own, other in (("A", before, after), ("B", after, before)):
-        only = [row.case for key, row in own.items() if key not in other]
+    for name, only in (("A", missing(a, b)), ("B", missing(b, a))):
         if only:
             yield f"only in {name}: {', '.join(only)}"
     for field in sorted(a.about.keys() | b.about.keys()):

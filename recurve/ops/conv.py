@@ -161,7 +161,7 @@ def _padded(
         return x, (0, 0)
     if padding != "same":
         raise ValueError(f"padding {padding!r} is unknown; allowed: a number, a pair, 'same', 'valid'")
-    if tuple(_pair(stride, "stride")) != (1, 1):
+    if _pair(stride, "stride") != (1, 1):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride {stride}")
     total = [d * (k - 1) for d, k in zip(_pair(dilation, "dilation"), weight.shape[-2:], strict=True)]
     if any(t % 2 for t in total):

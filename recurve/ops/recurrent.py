@@ -336,10 +336,10 @@ def _scan(
     """Run `step`, which returns new states and gates, over time; returns all outputs and the last state."""
     steps = x.shape[-3]
     resets = None if resets is None else resets.to(x.device)
+    within = None
     if lengths is not None:
-        lengths = lengths.to(x.device)
-        past = torch.arange(steps, device=x.device).unsqueeze(1) >= lengths
-        x = x.masked_fill(past.unsqueeze(-1), 0)  # what lies there may be anything, also not a number
+        within = torch.arange(steps, device=x.device).unsqueeze(1) < lengths.to(x.device)
+        x = x.masked_fill(~within.unsqueeze(-1), 0)  # what lies behind an end may be anything, also not a number
     projected = _linear(x, w_ih.unsqueeze(-3), None if b_ih is None else b_ih.unsqueeze(-2))
     outputs: list[Tensor] = []
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -347,7 +347,7 @@ def _scan(
         if resets is not None:
             before = tuple(s.masked_fill(resets[t].unsqueeze(-1), 0) for s in state)
         new, gates = step(projected.select(-3, t), before)
-        going = None if lengths is None else t < lengths
+        going = None if within is None else within[t]
         if seen is not None:
             seen.see(t, gates, new, going)
         if going is None:
